@@ -1,0 +1,45 @@
+# The front door: one-word verbs. Needs Python and make; everything else comes from requirements/*.txt.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt bench chaos lock clean
+
+PYTHON_IN_VENV := .venv/bin/python
+MINUTES ?= 5
+SEEDS ?= 3000
+
+help:  ## say what the verbs do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## .venv with all groups and extras, as pinned in requirements/all.txt
+	@sh scripts/setup all
+
+demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=url AGENT=module:function)
+	@sh scripts/setup core
+	@$(PYTHON_IN_VENV) -m tenure demo $(if $(STORE),--store '$(STORE)') $(if $(AGENT),--agent '$(AGENT)') $(ARGS)
+
+test: setup  ## all suites, and the time each took (SUITE=unit ARGS="-k lease")
+	@$(PYTHON_IN_VENV) scripts/run-suites $(SUITE) -- $(ARGS)
+
+check: setup  ## format, lint, types, arrows between modules
+	@$(PYTHON_IN_VENV) -m ruff format --check --quiet .
+	@$(PYTHON_IN_VENV) -m ruff check --quiet .
+	@$(PYTHON_IN_VENV) -m pyright
+	@.venv/bin/lint-imports --no-logo
+
+fmt: setup  ## format, and fix what ruff can fix
+	@$(PYTHON_IN_VENV) -m ruff format .
+	@$(PYTHON_IN_VENV) -m ruff check --fix .
+
+bench: setup  ## measure (ARGS are passed on)
+	@$(PYTHON_IN_VENV) -m tenure bench $(ARGS)
+
+chaos: setup  ## simulation and chaos for longer (MINUTES=5 SEEDS=3000)
+	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
+	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
+
+lock: setup  ## pin pyproject.toml anew into requirements/*.txt (ARGS=--upgrade for the newest releases)
+	@sh scripts/lock $(ARGS)
+
+clean:  ## remove .venv and everything else that was built
+	@rm -rf .venv .tools .hypothesis .pytest_cache .ruff_cache .import_linter_cache dist build
+	@find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
