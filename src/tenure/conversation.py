@@ -1,0 +1,679 @@
+"""What it means: the record, the status, the fold of a journal, and the plan for a new owner.
+
+All of it is pure. The node reads a journal, folds it, asks :func:`plan` what is to be done, and does it. The same
+functions judge a batch before it is sent (a batch that the fold refuses is never written) and any journal afterwards.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, assert_never, final
+
+from tenure.clock import Instant
+from tenure.errors import JournalError, Owner
+from tenure.journal import (
+    TURN_ENDS,
+    CallInterrupted,
+    CallRestarted,
+    CallStarted,
+    Claimed,
+    CommandSettled,
+    Created,
+    Delivery,
+    Draft,
+    Event,
+    Foreign,
+    Json,
+    JsonObject,
+    LoopStarted,
+    Outcome,
+    Policy,
+    Released,
+    RuntimeAttached,
+    RuntimeDiscarded,
+    RuntimeLost,
+    RuntimeReady,
+    RuntimeRequested,
+    SettingsChanged,
+    Stopped,
+    TurnCompleted,
+    TurnFailed,
+    TurnInterrupted,
+    TurnResumed,
+    TurnStarted,
+    TurnWaiting,
+    draft,
+    read_body,
+)
+from tenure.lease import UNCLAIMED, Epoch, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+LOST_LIMIT = 3
+"""How many owners one turn may lose before the next one abandons it (rule 15)."""
+
+
+class TurnState(enum.StrEnum):
+    """Where the record says the turn is; what ``reject``, ``interrupt`` and ``steer`` are judged by."""
+
+    NONE = "none"
+    OPEN = "open"
+    WAITING = "waiting"
+
+
+class Status(enum.StrEnum):
+    """What a conversation is doing, the same word on every node."""
+
+    STOPPED = "stopped"
+    FAILED = "failed"
+    QUEUED = "queued"
+    STARTING = "starting"
+    WAITING = "waiting"
+    RUNNING = "running"
+    IDLE = "idle"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The one row that the store keeps per conversation, as an operation saw it.
+
+    ``wanted`` means that something can be done; ``started`` that the loop of the current claim is live; ``head`` is
+    the journal's last seq; ``last_command`` and ``last_start`` the last seq of a command and of a ``start``.
+    ``retry_in_s`` is what is left of the back-off by the store's clock. A tombstone has ``deleted`` and its epoch.
+    """
+
+    conversation: str
+    user_id: str | None = None
+    agent: str = ""
+    settings: JsonObject = field(default_factory=dict[str, Json])
+    policy: Policy = Policy.ENQUEUE
+    title: str | None = None
+    metadata: JsonObject = field(default_factory=dict[str, Json])
+    version: int = 1
+    epoch: Epoch = UNCLAIMED
+    owner: Owner | None = None
+    token: Token | None = None
+    head: int = 0
+    last_command: int = 0
+    last_start: int = 0
+    unsettled: int = 0
+    turn: TurnState = TurnState.NONE
+    started: bool = False
+    wanted: bool = False
+    retry_in_s: float | None = None
+    lost: int = 0
+    failures: int = 0
+    stopped: bool = False
+    failed: bool = False
+    deleted: bool = False
+    agent_status: str | None = None
+    created_at: Instant
+    updated_at: Instant
+
+
+def status(record: Record, *, owner_alive: bool) -> Status:
+    """The status of a conversation: the table of DESIGN §6, read from the top.
+
+    A turn that waits shows ``waiting`` whether or not somebody holds it meanwhile: it waits for the same thing.
+    """
+    if record.stopped:
+        return Status.STOPPED
+    if record.failed and not owner_alive:
+        return Status.FAILED
+    if record.turn is TurnState.WAITING and not record.wanted:
+        return Status.WAITING
+    if not owner_alive:
+        return Status.QUEUED if record.wanted or record.turn is TurnState.OPEN else Status.IDLE
+    if not record.started:
+        return Status.STARTING
+    if record.turn is TurnState.OPEN:
+        return Status.RUNNING
+    return Status.QUEUED if record.wanted else Status.IDLE
+
+
+# --- the fold -------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """A call that was started and has no outcome yet. A call that a loop opened without ``call_started`` (a foreign
+    kind with ``opens``) is never idempotent."""
+
+    call: str
+    name: str
+    idempotent: bool = False
+    key: str = ""
+    attempt: int = 1
+
+
+@final
+@dataclass(slots=True)
+class OpenTurn:
+    """The turn that has not ended. ``seq`` is that of its ``turn_started``."""
+
+    id: str
+    seq: int
+    commands: tuple[int, ...]
+    attempt: int = 1
+    calls: dict[str, OpenCall] = field(default_factory=dict[str, OpenCall])
+    closed: set[str] = field(default_factory=set[str])
+    retryable: bool = True
+    """Every call that was started is idempotent: a loop that cannot replay may do the turn again from the top."""
+    ask: str | None = None
+    """What the turn waits for; null when it does not wait."""
+    until: str | None = None
+
+    @property
+    def waiting(self) -> bool:
+        return self.ask is not None
+
+
+@final
+@dataclass(slots=True)
+class Fold:
+    """What a journal means up to ``seq``. Built by :func:`fold` only; treat it as frozen."""
+
+    seq: int = 0
+    epoch: int = 0
+    agent: str = ""
+    user_id: str | None = None
+    settings: JsonObject = field(default_factory=dict[str, Json])
+    policy: Policy = Policy.ENQUEUE
+    pending: dict[int, Event] = field(default_factory=dict[int, Event])
+    """Unsettled commands by seq, in order."""
+    turn: OpenTurn | None = None
+    runtime: str | None = None
+    """The current runtime's name; the only one that may be attached."""
+    runtime_ready: bool = False
+    retired: tuple[str, ...] = ()
+    """Runtimes that were discarded, lost or superseded: never attached again, free to be destroyed."""
+    stopped: bool = False
+    started: bool = False
+    """The loop of the current epoch is live."""
+    owned: bool = False
+    asked_to_start: bool = False
+    """The last claim or a later ``start`` asked for a live loop, whatever work there is."""
+
+    @property
+    def queue(self) -> list[Event]:
+        """Commands that wait for a turn, in order. A steered message whose turn is over waits like any other."""
+        taken = self.turn.commands if self.turn else ()
+        return [c for c in self.pending.values() if c.seq not in taken and self._waits(c)]
+
+    @property
+    def urgent(self) -> list[Event]:
+        """Commands that go to the live loop at once, or are settled without one, in order."""
+        taken = self.turn.commands if self.turn else ()
+        return [c for c in self.pending.values() if c.seq not in taken and not self._waits(c)]
+
+    def _waits(self, command: Event) -> bool:
+        return command.delivery is Delivery.TURN or (command.kind == "message" and self.turn is None)
+
+    @property
+    def turn_state(self) -> TurnState:
+        """What the record says of the turn."""
+        if self.turn is None:
+            return TurnState.NONE
+        return TurnState.WAITING if self.turn.waiting else TurnState.OPEN
+
+    @property
+    def runnable(self) -> bool:
+        """Whether something can be done now: the part of ``wanted`` that the owner knows."""
+        if self.urgent:
+            return True
+        if self.stopped:
+            return False
+        if self.turn is not None:
+            return not self.turn.waiting
+        return bool(self.queue)
+
+    def copy(self) -> Fold:
+        turn = self.turn and replace(self.turn, calls=dict(self.turn.calls), closed=set(self.turn.closed))
+        return replace(self, pending=dict(self.pending), turn=turn)
+
+    def as_json(self) -> dict[str, Json]:
+        """The fold as a snapshot carries it."""
+        turn = self.turn and {
+            "id": self.turn.id,
+            "seq": self.turn.seq,
+            "commands": list(self.turn.commands),
+            "attempt": self.turn.attempt,
+            "calls": [[c.call, c.name, c.idempotent, c.key, c.attempt] for c in self.turn.calls.values()],
+            "closed": sorted(self.turn.closed),
+            "retryable": self.turn.retryable,
+            "ask": self.turn.ask,
+            "until": self.turn.until,
+        }
+        return {
+            "seq": self.seq,
+            "epoch": self.epoch,
+            "agent": self.agent,
+            "user_id": self.user_id,
+            "settings": self.settings,
+            "policy": self.policy.value,
+            "pending": [e.as_json() for e in self.pending.values()],
+            "turn": turn,
+            "runtime": self.runtime,
+            "runtime_ready": self.runtime_ready,
+            "retired": list(self.retired),
+            "stopped": self.stopped,
+            "started": self.started,
+            "owned": self.owned,
+            "asked_to_start": self.asked_to_start,
+        }
+
+    @classmethod
+    def from_json(cls, shape: Mapping[str, Any]) -> Fold:
+        """Read :meth:`as_json` back; unknown parts are passed over."""
+        turn = shape["turn"]
+        return cls(
+            seq=shape["seq"],
+            epoch=shape["epoch"],
+            agent=shape["agent"],
+            user_id=shape["user_id"],
+            settings=shape["settings"],
+            policy=Policy(shape["policy"]),
+            pending={e["seq"]: Event.from_json(e) for e in shape["pending"]},
+            turn=turn
+            and OpenTurn(
+                id=turn["id"],
+                seq=turn["seq"],
+                commands=tuple(turn["commands"]),
+                attempt=turn["attempt"],
+                calls={c[0]: OpenCall(*c) for c in turn["calls"]},
+                closed=set(turn["closed"]),
+                retryable=turn["retryable"],
+                ask=turn["ask"],
+                until=turn["until"],
+            ),
+            runtime=shape["runtime"],
+            runtime_ready=shape["runtime_ready"],
+            retired=tuple(shape["retired"]),
+            stopped=shape["stopped"],
+            started=shape["started"],
+            owned=shape["owned"],
+            asked_to_start=shape["asked_to_start"],
+        )
+
+
+def fold(state: Fold, events: Iterable[Event]) -> Fold:
+    """The meaning after `events`, which must follow `state` without a gap. `state` itself is not changed.
+
+    :raises JournalError: a gap, a foreign epoch, two open turns, a second outcome of a call, a command settled twice,
+        a turn that ends over an open call … naming the seq.
+    """
+    state = state.copy()
+    for event in events:
+        _apply(state, event)
+    return state
+
+
+def _apply(state: Fold, event: Event) -> None:
+    if event.seq != state.seq + 1:
+        raise JournalError(f"event {event.seq} follows {state.seq}: the journal has a gap or was rewound; read it anew")
+    state.seq = event.seq
+    if event.is_command:
+        state.pending[event.seq] = event
+        if event.kind == "start":
+            state.stopped = False
+            state.asked_to_start = True
+        return
+    if event.epoch is not None and event.kind != Claimed.kind and (event.epoch != state.epoch or not state.owned):
+        raise JournalError(f"event {event.seq} is of epoch {event.epoch}, the journal is at {state.epoch}")
+    _apply_calls(state, event)
+    body = read_body(event)
+    match body:
+        case Created():
+            state.agent, state.user_id, state.settings = body.agent, body.user_id, body.settings
+            state.policy = Policy(body.policy)
+        case Claimed():
+            if event.epoch is None or event.epoch <= state.epoch:
+                raise JournalError(f"event {event.seq} claims epoch {event.epoch}, the journal is at {state.epoch}")
+            state.epoch, state.owned, state.started = event.epoch, True, False
+            state.asked_to_start = body.why == "start"
+        case Released():
+            state.owned = state.started = state.asked_to_start = False
+        case SettingsChanged():
+            state.settings = body.settings
+        case CommandSettled():
+            _settle(state, event, (body.command,))
+        case Stopped():
+            state.stopped = not any(c.kind == "start" and c.seq > body.command for c in state.pending.values())
+        case LoopStarted():
+            state.started = True
+        case RuntimeRequested() | RuntimeReady() | RuntimeAttached() | RuntimeLost() | RuntimeDiscarded():
+            _apply_runtime(state, event, body)
+        case TurnStarted() | TurnResumed() | TurnWaiting() | TurnCompleted() | TurnFailed() | TurnInterrupted():
+            _apply_turn(state, event, body)
+        case CallRestarted():
+            turn = _open_turn(state, event)
+            if body.call not in turn.calls:
+                raise JournalError(f"event {event.seq} restarts call {body.call}, which is not open")
+            turn.calls[body.call] = replace(turn.calls[body.call], attempt=body.attempt)
+        case _:
+            pass
+
+
+def _open_turn(state: Fold, event: Event) -> OpenTurn:
+    if state.turn is None or (event.turn is not None and event.turn != state.turn.id):
+        raise JournalError(f"event {event.seq} ({event.kind}) needs turn {event.turn}, which is not open")
+    return state.turn
+
+
+def _apply_calls(state: Fold, event: Event) -> None:
+    """The envelope's part: whatever the kind, a call has exactly one outcome (G7)."""
+    for call in event.opens:
+        turn = _open_turn(state, event)
+        if call in turn.calls or call in turn.closed:
+            raise JournalError(f"event {event.seq} opens call {call} a second time")
+        body = read_body(event)
+        if isinstance(body, CallStarted):
+            turn.calls[call] = OpenCall(call, body.name, body.idempotent, body.key)
+        else:
+            turn.calls[call] = OpenCall(call, event.kind)
+        turn.retryable = turn.retryable and turn.calls[call].idempotent
+    for call in event.closes:
+        turn = _open_turn(state, event)
+        if call not in turn.calls:
+            raise JournalError(f"event {event.seq} closes call {call}, which is not open: one outcome per call")
+        del turn.calls[call]
+        turn.closed.add(call)
+
+
+def _apply_turn(
+    state: Fold,
+    event: Event,
+    body: TurnStarted | TurnResumed | TurnWaiting | TurnCompleted | TurnFailed | TurnInterrupted,
+) -> None:
+    match body:
+        case TurnStarted():
+            if state.turn is not None:
+                raise JournalError(f"event {event.seq} starts a turn inside turn {state.turn.id}")
+            unknown = [c for c in body.commands if c not in state.pending]
+            if unknown or event.turn is None:
+                raise JournalError(f"event {event.seq} starts a turn on commands {unknown} that do not wait")
+            state.turn = OpenTurn(event.turn, event.seq, body.commands, body.attempt)
+        case TurnResumed():
+            turn = _open_turn(state, event)
+            turn.attempt, turn.ask, turn.until = body.attempt, None, None
+        case TurnWaiting():
+            turn = _open_turn(state, event)
+            turn.ask, turn.until = body.ask, body.until
+        case TurnCompleted() | TurnFailed() | TurnInterrupted():
+            turn = _open_turn(state, event)
+            if turn.calls:
+                raise JournalError(f"event {event.seq} ends turn {turn.id} over the open calls {sorted(turn.calls)}")
+            if set(body.commands) != set(turn.commands):
+                raise JournalError(f"event {event.seq} settles {body.commands}, its turn has {turn.commands}")
+            state.turn = None
+            _settle(state, event, body.commands)
+
+
+def _settle(state: Fold, event: Event, commands: Sequence[int]) -> None:
+    for command in commands:
+        if command not in state.pending:
+            raise JournalError(f"event {event.seq} settles command {command}, which is not pending: once each")
+        del state.pending[command]
+
+
+def _apply_runtime(
+    state: Fold,
+    event: Event,
+    body: RuntimeRequested | RuntimeReady | RuntimeAttached | RuntimeLost | RuntimeDiscarded,
+) -> None:
+    if isinstance(body, RuntimeRequested):
+        if body.name in state.retired or body.name == state.runtime:
+            raise JournalError(f"event {event.seq} requests runtime {body.name} a second time")
+        if state.runtime is not None:
+            state.retired = (*state.retired, state.runtime)
+        state.runtime, state.runtime_ready = body.name, False
+        return
+    if body.name != state.runtime:
+        raise JournalError(f"event {event.seq} speaks of runtime {body.name}, the current one is {state.runtime}")
+    match body:
+        case RuntimeReady() | RuntimeAttached():
+            state.runtime_ready = True
+        case RuntimeLost() | RuntimeDiscarded():
+            state.retired = (*state.retired, body.name)
+            state.runtime, state.runtime_ready = None, False
+        case _:
+            assert_never(body)
+
+
+# --- what an append says to the record ------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What an append tells the record beside its events (rule 6): ``wanted := runnable or last_command > seen``.
+
+    ``settled`` counts down ``unsettled``; ``turn_ended`` resets ``lost``; ``stopped`` takes effect only if no later
+    ``start`` was accepted than the writer had seen. Null parts leave the record as it is.
+    """
+
+    runnable: bool
+    settled: tuple[int, ...] = ()
+    turn: TurnState = TurnState.NONE
+    turn_ended: bool = False
+    started: bool = False
+    stopped: bool = False
+    failed: bool = False
+    agent_status: str | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """The part of a batch that its digest covers."""
+        return {
+            "runnable": self.runnable,
+            "settled": list(self.settled),
+            "turn": self.turn.value,
+            "turn_ended": self.turn_ended,
+            "started": self.started,
+            "stopped": self.stopped,
+            "failed": self.failed,
+            "agent_status": self.agent_status,
+        }
+
+
+def settlement(before: Fold, after: Fold, drafts: Sequence[Draft], agent_status: str | None = None) -> Settle:
+    """What the record must hear of a batch that leads from `before` to `after`.
+
+    The record's view of pending work, turn and start follows from the fold; the store adds only what came unseen.
+    """
+    return Settle(
+        runnable=after.runnable,
+        settled=tuple(seq for seq in before.pending if seq not in after.pending),
+        turn=after.turn_state,
+        turn_ended=any(d.kind in TURN_ENDS for d in drafts),
+        started=after.started,
+        stopped=any(d.kind == Stopped.kind for d in drafts),
+        agent_status=agent_status,
+    )
+
+
+def turn_id(first_command: int) -> str:
+    """The name of the turn that begins with this command: a command is in one turn only, so it is unique."""
+    return f"t{first_command}"
+
+
+# --- the plan for a new owner ---------------------------------------------------------------------------------------
+
+
+class Then(enum.StrEnum):
+    """What a new owner does after its repairs."""
+
+    RESUME = "resume"
+    """An open turn goes on under this owner: provision, start, resume."""
+    WORK = "work"
+    """Commands wait: provision, start, take them in order."""
+    START = "start"
+    """No work, but somebody asked for a live loop: provision, start, be idle."""
+    WAIT = "wait"
+    """An open turn waits for an answer or a time: release, not wanted."""
+    REST = "rest"
+    """Nothing to do: release."""
+    HALT = "halt"
+    """The conversation is stopped: release."""
+    GIVE_UP = "give up"
+    """Too many owners were lost while starting it: release as failed for good."""
+
+    @property
+    def needs_loop(self) -> bool:
+        return self in (Then.RESUME, Then.WORK, Then.START)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """First `repairs`, journaled in one append before anything is provisioned; then `then`."""
+
+    repairs: tuple[Draft, ...]
+    then: Then
+
+
+def plan(state: Fold, *, lost: int = 0, lost_limit: int = LOST_LIMIT) -> Plan:
+    """What a new owner has to do, from the fold alone (rules 9, 13 and 15).
+
+    Commands of the core that need no loop are settled in order: a ``stop`` needs no runtime, so it works while the
+    provider is down. A call without outcome that is not idempotent gets its one outcome, ``interrupted``; an
+    idempotent one stays open and is restarted by the loop. A turn that has lost more than `lost_limit` owners ends.
+    """
+    drafts: list[Draft] = []
+    provisional = state
+
+    def write(*more: Draft) -> None:
+        nonlocal provisional
+        now = Instant(0.0)
+        first = provisional.seq + 1
+        epoch = Epoch(provisional.epoch)
+        provisional = fold(provisional, (d.stored(first + i, epoch, now) for i, d in enumerate(more)))
+        drafts.extend(more)
+
+    for command in state.urgent:
+        write(*settle_urgent(provisional, command))
+    turn = provisional.turn
+    if turn is not None and lost > lost_limit:
+        write(*end_turn(provisional, TurnFailed(turn.commands, "abandoned", {"owners_lost": lost})))
+    elif turn is not None and overtaken(provisional):
+        write(*end_turn(provisional, TurnInterrupted(turn.commands, overtaken(provisional), "overtaken by a message")))
+    elif turn is not None and not provisional.stopped:
+        write(*interrupt_calls(provisional, "owner lost"))
+    then = _then(provisional)
+    if then.needs_loop and turn is None and lost > lost_limit:
+        then = Then.GIVE_UP
+    return Plan(tuple(drafts), then)
+
+
+def _then(state: Fold) -> Then:
+    if state.stopped:
+        return Then.HALT
+    if state.urgent:
+        return Then.WORK
+    if state.turn is not None:
+        return Then.WAIT if state.turn.waiting else Then.RESUME
+    if state.queue:
+        return Then.WORK
+    return Then.START if state.asked_to_start else Then.REST
+
+
+def settle_urgent(state: Fold, command: Event) -> tuple[Draft, ...]:
+    """The drafts that settle a ``now`` command of the core without a loop; none for a kind that only a loop knows."""
+    match command.kind:
+        case "start":
+            return (_done(command),)
+        case "stop":
+            ends = _interrupted_by(state, command, "stopped")
+            refused = [c for c in state.queue if command.body.get("queue") is True and c.seq < command.seq]
+            return (
+                *ends,
+                *(draft(CommandSettled(c.seq, Outcome.REFUSED, {"reason": "stopped"})) for c in refused),
+                draft(Stopped(command.seq)),
+                _done(command),
+            )
+        case "interrupt":
+            begun_before = state.turn is not None and state.turn.seq < command.seq
+            ends = _interrupted_by(state, command, "interrupted") if begun_before else ()
+            return (*ends, _done(command))
+        case "answer":
+            return _answer(state, command)
+        case _:
+            return ()
+
+
+def _answer(state: Fold, command: Event) -> tuple[Draft, ...]:
+    turn = state.turn
+    wanted = command.body.get("ask")
+    if turn is None or turn.ask is None or (wanted is not None and wanted != turn.ask):
+        return (draft(CommandSettled(command.seq, Outcome.REFUSED, {"reason": "nothing waits for this answer"})),)
+    answer = command.body.get("answer", command.body.get("text"))
+    return (draft(TurnResumed(turn.attempt, turn.ask, answer, command.seq), turn.id), _done(command))
+
+
+def _done(command: Event) -> Draft:
+    return draft(CommandSettled(command.seq, Outcome.DONE))
+
+
+def _interrupted_by(state: Fold, command: Event, reason: str) -> tuple[Draft, ...]:
+    if state.turn is None:
+        return ()
+    return end_turn(state, TurnInterrupted(state.turn.commands, command.seq, reason))
+
+
+def interrupt_calls(state: Fold, reason: str, *, idempotent_too: bool = False) -> tuple[Draft, ...]:
+    """One ``call_interrupted`` for each open call that will not run again."""
+    if state.turn is None:
+        return ()
+    cut = [c for c in state.turn.calls.values() if idempotent_too or not c.idempotent]
+    return tuple(draft(CallInterrupted(c.call, reason), state.turn.id) for c in cut)
+
+
+def end_turn(state: Fold, end: TurnCompleted | TurnFailed | TurnInterrupted) -> tuple[Draft, ...]:
+    """The end of the open turn, after an outcome for each of its open calls: no turn ends over one (rule 13)."""
+    assert state.turn is not None, "a turn is open"
+    return (*interrupt_calls(state, "turn ended", idempotent_too=True), draft(end, state.turn.id))
+
+
+def overtaken(state: Fold) -> int | None:
+    """The message that interrupts the open turn under the policy ``interrupt``, if one has come."""
+    if state.turn is None or state.policy is not Policy.INTERRUPT:
+        return None
+    began = state.turn.seq
+    return next((int(c.seq) for c in state.queue if c.kind == "message" and c.seq > began), None)
+
+
+def checked(state: Fold, drafts: Sequence[Draft]) -> Fold:
+    """The fold after `drafts` are appended behind `state`, judged before they are sent.
+
+    :raises JournalError: the journal would break a rule of its kind.
+    """
+    epoch = Epoch(state.epoch)
+    return fold(state, (d.stored(state.seq + 1 + i, epoch, Instant(0.0)) for i, d in enumerate(drafts)))
+
+
+__all__ = [
+    "LOST_LIMIT",
+    "Fold",
+    "Foreign",
+    "OpenCall",
+    "OpenTurn",
+    "Plan",
+    "Record",
+    "Settle",
+    "Status",
+    "Then",
+    "TurnState",
+    "checked",
+    "end_turn",
+    "fold",
+    "interrupt_calls",
+    "overtaken",
+    "plan",
+    "settle_urgent",
+    "settlement",
+    "status",
+    "turn_id",
+]
