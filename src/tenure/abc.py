@@ -813,6 +813,8 @@ class RuntimeProvider(abc.ABC):
     """
 
     kind: str
+    outlives_node: bool = False
+    """Whether a runtime lives on without the node that provisioned it, so that another one can attach to it."""
 
     @abc.abstractmethod
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> Runtime:
@@ -915,8 +917,8 @@ class Turn(Protocol):
         """Whether the conversation is no longer ours. Looks at no store; the fence does."""
         ...
 
-    async def history(self) -> Sequence[Event]:
-        """The journal before this turn, oldest first."""
+    async def history(self, after: int = 0) -> Sequence[Event]:
+        """The journal before this turn and after the seq `after`, oldest first."""
         ...
 
     async def journal(self, drafts: Sequence[Draft], state: JsonObject | None = None) -> Appended:
@@ -978,8 +980,8 @@ class Place(Protocol):
         """The loop's own part of the last snapshot."""
         ...
 
-    async def history(self) -> Sequence[Event]:
-        """The journal up to now, oldest first."""
+    async def history(self, after: int = 0) -> Sequence[Event]:
+        """The journal after the seq `after` up to now, oldest first."""
         ...
 
     def report_status(self, word: str | None) -> None:

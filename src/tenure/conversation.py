@@ -334,7 +334,7 @@ def _apply(state: Fold, event: Event) -> None:
             if event.epoch is None or event.epoch <= state.epoch:
                 raise JournalError(f"event {event.seq} claims epoch {event.epoch}, the journal is at {state.epoch}")
             state.epoch, state.owned, state.started = event.epoch, True, False
-            state.asked_to_start = body.why == "start"
+            state.asked_to_start = body.why in ("start", "forced")
         case Released():
             state.owned = state.started = state.asked_to_start = False
         case SettingsChanged():
@@ -573,8 +573,10 @@ def _then(state: Fold) -> Then:
         return Then.HALT
     if state.urgent:
         return Then.WORK
+    if state.turn is not None and state.turn.waiting:
+        return Then.START if state.asked_to_start else Then.WAIT
     if state.turn is not None:
-        return Then.WAIT if state.turn.waiting else Then.RESUME
+        return Then.RESUME
     if state.queue:
         return Then.WORK
     return Then.START if state.asked_to_start else Then.REST

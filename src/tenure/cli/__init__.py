@@ -1,0 +1,1 @@
+"""The command tree and the one composition root."""

@@ -1,0 +1,145 @@
+"""Finds work that nobody does: buries what has expired, claims what is wanted, up to this node's free capacity.
+
+Level-triggered: each sweep asks the store what is wanted *now*, so that a lost hint, a late claim or an outage costs a
+period and no more. Hints only make the next sweep come sooner. There is no list of a dead node's conversations that
+is passed once (rule 7), and a conversation that the store calls ours while the table does not hold exactly that lease
+is claimed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import Claim, Death, Held, Topic
+from tenure.errors import StoreUnavailableError
+from tenure.lease import new_token
+from tenure.node.initiation import adopt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from tenure.abc import Wanted
+    from tenure.node.incarnation import Incarnation
+    from tenure.node.tenure import Means
+
+log = logging.getLogger("tenure.claimer")
+
+BATCH = 64
+"""Claims that travel together; between two batches other nodes get their share of a dead node's conversations."""
+JITTER_S = 0.02
+"""How long a node at most lets the one that heard a command first go ahead."""
+
+
+@final
+class Claimer:
+    """The sweep of one incarnation, and the hints that hasten it."""
+
+    def __init__(self, incarnation: Incarnation, means: Means, requests: Callable[[], Awaitable[None]]) -> None:
+        self._incarnation = incarnation
+        self._means = means
+        self._requests = requests
+        self._hinted = asyncio.Event()
+        self._next_death_s = means.config.sweep_s
+
+    def hasten(self) -> None:
+        """Sweep now: a command was accepted here."""
+        self._hinted.set()
+
+    async def listen(self) -> None:
+        """Turn hints into sweeps and pokes, for as long as the store gives any."""
+        topics = [Topic(Topic.WANTED), Topic(Topic.NODE, self._incarnation.id)]
+        async with self._means.store.follow(topics) as hints:
+            async for hint in hints:
+                tenure = self._incarnation.holds(hint.conversation) if hint.conversation else None
+                if tenure is not None:
+                    tenure.poke()
+                    continue
+                if hint.topic.kind == Topic.WANTED and not self._hinted.is_set():
+                    await asyncio.sleep(self._means.rng.uniform(0, JITTER_S))
+                self._hinted.set()
+
+    async def sweep(self) -> None:
+        """Sweep at every hint, at every period, and when the next lease runs out."""
+        while True:
+            self._hinted.clear()
+            await self._requests()
+            await self._bury_the_expired()
+            await self._claim_the_wanted()
+            self._incarnation.swept_s = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(self._pause_s()):
+                    await self._hinted.wait()
+            except TimeoutError:
+                continue
+
+    def _pause_s(self) -> float:
+        period = self._means.config.sweep_s * self._means.rng.uniform(0.8, 1.2)
+        return max(0.01, min(period, self._next_death_s))
+
+    async def _bury_the_expired(self) -> None:
+        """Judged and buried first, claimed second (rule 10)."""
+        soonest = self._means.config.ttl_s
+        for node in await self._means.store.nodes():
+            if node.dead or node.incarnation == self._incarnation.id:
+                continue
+            if node.expires_in_s <= 0:
+                await self._means.store.bury(node.incarnation, Death.EXPIRED)
+            else:
+                soonest = min(soonest, node.expires_in_s)
+        self._next_death_s = soonest + 0.01
+
+    async def _claim_the_wanted(self) -> None:
+        cursor: str | None = None
+        while True:
+            page = await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
+            free = [w for w in page.items if not self._poked(w) and w.conversation not in self._incarnation.starting]
+            room = self._room()
+            if free and room > 0:
+                self._means.rng.shuffle(free)
+                await self._claim(free[:room])
+            cursor = page.cursor
+            if cursor is None or self._incarnation.given_up:
+                return
+
+    def _poked(self, wanted: Wanted) -> bool:
+        """Mine, and the table holds exactly that lease: let it look."""
+        tenure = self._incarnation.holds(wanted.conversation)
+        if tenure is None or (tenure.lease.epoch, tenure.lease.token) != (wanted.epoch, wanted.token):
+            return False
+        tenure.poke()
+        return True
+
+    def _room(self) -> int:
+        if self._incarnation.draining or not self._incarnation.trusts():
+            return 0
+        return self._means.config.capacity - len(self._incarnation.table)
+
+    async def _claim(self, wanted: Sequence[Wanted]) -> None:
+        """One batch, repeated unchanged until it is answered: a claim is never forgotten (rule 3)."""
+        config = self._means.config
+        claims = [
+            Claim(
+                conversation=w.conversation,
+                incarnation=self._incarnation.id,
+                token=new_token(),
+                expected_epoch=w.epoch,
+                node=config.node,
+                address=config.public_address,
+                why="wanted" if w.owner is None else "takeover",
+            )
+            for w in wanted
+        ]
+        failures = 0
+        while self._incarnation.trusts():
+            try:
+                answers = await self._means.store.claim_all(claims)
+            except StoreUnavailableError:
+                failures = min(failures + 1, 8)
+                await asyncio.sleep(0.01 * 2**failures * self._means.rng.uniform(0.5, 1.5))
+                continue
+            for answer in answers:
+                if isinstance(answer, Held) and not self._incarnation.given_up:
+                    adopt(self._incarnation, answer)
+            return

@@ -1,0 +1,59 @@
+"""Deltas on their way out: buffered, merged, published one at a time, dropped rather than waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import Fenced
+from tenure.errors import StoreError
+
+if TYPE_CHECKING:
+    from tenure.journal import JsonObject
+    from tenure.node.tenure import Tenure
+
+log = logging.getLogger("tenure.deltas")
+
+BUFFERED = 256
+PAUSE_S = 0.02
+
+
+@final
+class Deltas:
+    """A bounded buffer between an agent that streams and a store that publishes."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
+        self._waiting: deque[JsonObject] = deque(maxlen=BUFFERED)
+        self._handed = asyncio.Event()
+
+    def hand(self, body: JsonObject) -> None:
+        """Take one; the oldest falls out when nobody keeps up. Text joins the text before it."""
+        if self._waiting and set(self._waiting[-1]) == set(body) == {"text"}:
+            self._waiting[-1] = {"text": f"{self._waiting[-1]['text']}{body['text']}"}
+        else:
+            self._waiting.append(body)
+        self._handed.set()
+
+    async def publish(self) -> None:
+        """Publish for as long as the loop lives."""
+        while True:
+            await self._handed.wait()
+            self._handed.clear()
+            while self._waiting:
+                await self._send(self._waiting.popleft())
+            await asyncio.sleep(PAUSE_S)
+
+    async def _send(self, body: JsonObject) -> None:
+        tenure = self._tenure
+        if tenure.mask is not None:
+            body = tenure.mask.object(body)
+        try:
+            answer = await tenure.means.store.publish(tenure.lease, body)
+        except StoreError:
+            log.debug("a delta was dropped", extra={"conversation": tenure.conversation_id})
+            return
+        if isinstance(answer, Fenced):
+            tenure.lose("another claim is in force")

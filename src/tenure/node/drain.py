@@ -1,0 +1,49 @@
+"""Leaving without waiting for any ttl: stop claiming, finish or hand over, release, retire (rule 16)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tenure.lease import TenureState
+
+if TYPE_CHECKING:
+    from tenure.node.incarnation import Incarnation
+
+log = logging.getLogger("tenure.drain")
+
+HAND_OVER_S = 8.0
+"""What the rest gets after the deadline: to come to a step boundary and to release."""
+
+
+async def drain(incarnation: Incarnation, deadline_s: float) -> None:
+    """Let turns run until the deadline, hand the rest over at a step boundary. Returns when nothing runs here.
+
+    Nothing ends because of it: an open turn stays open in the journal and goes on under its next owner.
+    """
+    incarnation.draining = True
+    tenures = list(incarnation.table.values())
+    log.info("draining %d conversations", len(tenures), extra={"incarnation": incarnation.id})
+    for tenure in tenures:
+        tenure.leaving = True
+        tenure.poke()
+    if await incarnation.ended(deadline_s):
+        return
+    for tenure in list(incarnation.table.values()):
+        tenure.leaving = tenure.handing_over = True
+        tenure.poke()
+        if tenure.state is not TenureState.LIVE and tenure.work is not None:
+            tenure.work.cancel("handing over")
+    if not await incarnation.ended(HAND_OVER_S):
+        log.error("some loops did not end; the rest is left to the takeover", extra={"incarnation": incarnation.id})
+
+
+async def settle_down(incarnation: Incarnation, patience_s: float) -> bool:
+    """After a loss: wait until every old loop has ended (rule 11); false if one is stuck."""
+    if await incarnation.ended(patience_s):
+        return True
+    stuck = [t.conversation_id for t in incarnation.table.values() if t.work is not None and not t.work.done()]
+    log.critical("loops that do not end after the loss of the lease: %s", stuck)
+    await asyncio.sleep(0)
+    return False

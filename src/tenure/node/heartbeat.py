@@ -1,0 +1,222 @@
+"""The renewal of the node's lease: in a thread and on a connection of its own, anchored to the start of the attempt.
+
+It shares no loop, pool, lock or queue with agent code, so that a blocked event loop does not cost the lease. It alone
+moves the trust window, and it alone ends it: past ``stop_at`` it says *stop*, past ``trusted_until`` it kills the
+children's process groups itself and says *lost*, in that order, and then never renews again (rule 11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import traceback
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import Dead, Death, Granted, Refused
+from tenure.errors import StoreError, StoreUnavailableError
+from tenure.lease import TrustWindow, new_token
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from tenure.abc import About, Load, Store
+    from tenure.clock import Clock, Deadline
+    from tenure.lease import IncarnationId, Timing
+
+log = logging.getLogger("tenure.heartbeat")
+
+
+@final
+class Heartbeat:
+    """Keeps one incarnation alive, from registration to retirement or loss.
+
+    `stop` and `lost` are called once each, in this heartbeat's thread: they must only pass the word on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        incarnation: IncarnationId,
+        about: About,
+        *,
+        timing: Timing,
+        clock: Clock,
+        rng: random.Random,
+        load: Callable[[], Load],
+        stop: Callable[[str], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._incarnation = incarnation
+        self._about = about
+        self._timing = timing
+        self._clock = clock
+        self._rng = rng
+        self._load = load
+        self._stop = stop
+        self._lost = lost
+        self._retiring = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: Future[None] = Future()
+        self._registered: Future[None] = Future()
+        self._window: TrustWindow | None = None
+        self.last_attempt: Deadline | None = None
+
+    def trusts(self) -> bool:
+        """Whether the node may act for what it owns, now. From any thread."""
+        window = self._window
+        return window is not None and window.trusts(self._clock.boottime())
+
+    @property
+    def window(self) -> TrustWindow | None:
+        """The trust window; null before registration and after the end."""
+        return self._window
+
+    async def start(self, *, threaded: bool, spawn: Callable[..., object]) -> None:
+        """Register, and renew from then on.
+
+        :raises StoreError: not registered; this incarnation is spent, try with a new one.
+        """
+        if threaded:
+            threading.Thread(target=lambda: asyncio.run(self._main()), name="tenure-heartbeat", daemon=True).start()
+        else:
+            spawn(self._main(), "heartbeat")
+        await asyncio.wrap_future(self._registered)
+
+    async def retire(self) -> None:
+        """Stop renewing and tell the store that this incarnation is over; returns when that was tried."""
+        if self._loop is None or self._end.done():
+            return
+        self._loop.call_soon_threadsafe(self._retiring.set)
+        await asyncio.wrap_future(self._end)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with self._store as store:
+                await self._register(store)
+                await self._beat(store)
+                self._window = None
+                await self._bury_self(store)
+        except Exception as error:  # whatever it is: without a heartbeat nothing may go on
+            log.exception("the heartbeat ended", extra={"incarnation": self._incarnation})
+            if not self._registered.done():
+                self._registered.set_exception(error)
+            else:
+                self._lost(f"the heartbeat failed: {error!r}")
+        finally:
+            self._window = None
+            self._end.set_result(None)
+
+    async def _register(self, store: Store) -> None:
+        started = self._clock.boottime()
+        try:
+            async with asyncio.timeout(self._timing.call_timeout_s * 2):
+                answer = await store.register(self._incarnation, self._about, self._timing.ttl_s)
+        except TimeoutError:
+            raise StoreUnavailableError("the store did not answer the registration in time") from None
+        if isinstance(answer, Refused):
+            raise StoreUnavailableError(f"the store refused the registration: {answer.reason}")
+        self._window = TrustWindow(self._timing, started)
+        self.last_attempt = started
+        self._registered.set_result(None)
+
+    async def _beat(self, store: Store) -> None:
+        """Renew until told to retire; returns after loss as well."""
+        beat, stopped = 0, False
+        nonce, first_sent = new_token(), None
+        due = self._clock.boottime() + self._timing.beat_s
+        while not self._retiring.is_set():
+            window = self._window
+            assert window is not None, "set by registration"
+            now = self._clock.boottime()
+            if window.must_stop(now) and not stopped:
+                stopped = True
+                self._stop("no renewal was confirmed in time")
+            if not window.trusts(now):
+                self._lost("no renewal was confirmed in time")
+                return
+            mark = window.trusted_until if stopped else window.stop_at
+            if now < due:
+                await self._wait(min(due, mark) - now)
+                continue
+            if first_sent is None:
+                first_sent = now
+            self.last_attempt = now
+            answer = await self._renew(store, beat, nonce, min(self._timing.call_timeout_s, mark - now))
+            match answer:
+                case Granted(beat=next_beat):
+                    self._window = window.renewed(first_sent)
+                    beat, nonce = next_beat, new_token()
+                    due, first_sent = first_sent + self._timing.beat_s, None
+                case Dead():
+                    self._stop("the store calls this incarnation dead")
+                    self._lost("the store calls this incarnation dead")
+                    return
+                case None:
+                    due = self._clock.boottime() + self._timing.beat_s * self._rng.uniform(0.1, 0.4)
+
+    async def _renew(self, store: Store, beat: int, nonce: str, timeout_s: float) -> Granted | Dead | None:
+        """One transmission; null when there was no answer: the same beat and nonce go out again."""
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.001)):
+                return await store.renew(self._incarnation, beat, nonce, self._timing.ttl_s, self._load())
+        except (StoreError, TimeoutError, OSError) as error:
+            log.warning("renewal got no answer: %s", error or "timed out", extra={"incarnation": self._incarnation})
+            return None
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._retiring.wait()
+        except TimeoutError:
+            return
+
+    async def _bury_self(self, store: Store) -> None:
+        try:
+            async with asyncio.timeout(self._timing.call_timeout_s * 2):
+                await store.bury(self._incarnation, Death.RETIRED)
+        except (StoreError, TimeoutError, OSError) as error:
+            log.warning("could not retire, the ttl will: %s", error, extra={"incarnation": self._incarnation})
+
+
+@final
+class LoopWatch:
+    """Reports an event loop that does not answer, with the stack that blocks it. Costs neither lease nor turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+        self._loop = loop
+        self._limit_s = limit_s
+        self._thread_id = threading.get_ident()
+        self._ended = threading.Event()
+        self.stalls = 0
+
+    def start(self) -> None:
+        threading.Thread(target=self._watch, name="tenure-loop-watch", daemon=True).start()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._limit_s):
+            answered = threading.Event()
+            try:
+                self._loop.call_soon_threadsafe(answered.set)
+            except RuntimeError:  # the loop is closed
+                return
+            if answered.wait(self._limit_s) or self._ended.is_set():
+                continue
+            self.stalls += 1
+            frame = sys._current_frames().get(self._thread_id)  # pyright: ignore[reportPrivateUsage] - documented API
+            where = "".join(traceback.format_stack(frame, limit=8)) if frame else "(unknown)"
+            log.error(
+                "the event loop is blocked for over %g s; put blocking code into a thread (asyncio.to_thread):\n%s",
+                self._limit_s,
+                where,
+            )
+            while not answered.wait(self._limit_s) and not self._ended.is_set():
+                pass

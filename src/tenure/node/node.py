@@ -1,0 +1,400 @@
+"""One server process of the cluster: ``async with Node(store=…, agents=…) as node``.
+
+A node registers an incarnation, claims what is wanted up to its capacity, and serves anybody's commands whether or not
+it owns the conversation. When it can no longer trust its lease it gives everything up and begins again as a new
+incarnation; when it is drained it hands everything over and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self, final
+
+from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
+from tenure.clock import Clock, SystemClock
+from tenure.config import Config
+from tenure.conversation import Record, Status, status
+from tenure.errors import NodeUnavailableError, Owner, StoreError, StoreUnavailableError, UnknownConversationError
+from tenure.lease import Epoch, IncarnationId, new_incarnation
+from tenure.node import initiation
+from tenure.node.claimer import Claimer
+from tenure.node.drain import drain, settle_down
+from tenure.node.heartbeat import Heartbeat, LoopWatch
+from tenure.node.incarnation import Incarnation
+from tenure.node.initiation import AgentLoopInfo, Wish
+from tenure.node.reaper import Reaper
+from tenure.node.tasks import Tasks, settled
+from tenure.node.tenure import Means
+from tenure.node.witness import Witness, possible
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tenure.abc import AgentLoop, RuntimeProvider, Store
+    from tenure.journal import JsonObject
+
+log = logging.getLogger("tenure.node")
+
+SUBMIT_TRIES = 4
+DIRECTORY_S = 0.2
+
+
+@final
+class Node:
+    """A member of the cluster, inside anybody's event loop.
+
+    :param store: opened by the node if it is not open, and closed with it.
+    :param agents: what this node can run, by name; the first is the default of a conversation that names none.
+    :param provider: where runtimes come from.
+    :param threaded: false runs the heartbeat in this event loop, without witness and threads: for simulations.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        agents: Mapping[str, AgentLoop],
+        *,
+        provider: RuntimeProvider,
+        config: Config | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        threaded: bool = True,
+    ) -> None:
+        if not agents:
+            raise ValueError("a node needs at least one agent: agents={'name': loop}")
+        self.store = store
+        self.agents = dict(agents)
+        self.default_agent = next(iter(self.agents))
+        self.provider = provider
+        self.config = config or Config()
+        self.clock: Clock = clock or SystemClock()
+        self.rng = rng or random.Random()
+        self.tasks = Tasks(self.rng)
+        self.stuck = asyncio.Event()
+        """A loop did not end after the loss of the lease: the process should exit (``tenure serve`` does)."""
+        self.drained = asyncio.Event()
+        self._threaded = threaded
+        self._identity = ""
+        self._incarnation: Incarnation | None = None
+        self._claimer: Claimer | None = None
+        self._present = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
+        self._unready_agents = set(self.agents)
+        self._living: tuple[float, dict[IncarnationId, NodeRecord]] = (float("-inf"), {})
+        self._watch: LoopWatch | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        try:
+            self._identity = await self._store_identity()
+            for name, agent in self.agents.items():
+                self.tasks.start(self._prepare(name, agent), f"prepare {name}")
+            if self._threaded:
+                self._watch = LoopWatch(asyncio.get_running_loop(), self.config.blocked_loop_s)
+                self._watch.start()
+            self._life = self.tasks.supervise(self._live, "life", self.config.ttl_s / 10)
+            await self._present.wait()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await self.drain()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+        await self.tasks.cancel()
+        await self.store.__aexit__(None, None, None)
+
+    async def _store_identity(self) -> str:
+        """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap."""
+        while True:
+            found = await self.store.get_paper("cluster", "identity")
+            if found is not None:
+                return str(found.document["id"])
+            await self.store.put_paper("cluster", "identity", {"id": new_incarnation()[:8]}, 0)
+
+    async def _prepare(self, name: str, agent: AgentLoop) -> None:
+        await agent.ready()
+        self._unready_agents.discard(name)
+
+    async def _live(self) -> None:
+        """One incarnation after the other, until the node is drained."""
+        while self._leaving is None:
+            incarnation = Incarnation(new_incarnation())
+            claimer = await self._appear(incarnation)
+            keepers = self._keepers(incarnation, claimer)
+            try:
+                await incarnation.over.wait()
+            finally:
+                for task in keepers:
+                    task.cancel()
+            if incarnation.given_up:
+                self._present.clear()
+                await self._mourn(incarnation)
+        await asyncio.get_running_loop().create_future()  # drained: nothing left to supervise
+
+    async def _appear(self, incarnation: Incarnation) -> Claimer:
+        host = asyncio.get_running_loop()
+        heartbeat = Heartbeat(
+            self.store.sibling(),
+            incarnation.id,
+            self._about(),
+            timing=self.config.timing,
+            clock=self.clock,
+            rng=self.rng,
+            load=incarnation.load,
+            stop=lambda why: self._from_heartbeat(host, incarnation, why),
+            lost=lambda why: self._lost(host, incarnation, why),
+        )
+        incarnation.heartbeat = heartbeat
+        means = Means(
+            store=self.store,
+            config=self.config,
+            clock=self.clock,
+            rng=self.rng,
+            tasks=self.tasks,
+            agents=self.agents,
+            provider=self.provider,
+            identity=self._identity,
+            trusts=incarnation.trusts,
+        )
+        await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)
+        incarnation.means = means
+        claimer = Claimer(incarnation, means, lambda: self._hear_requests(incarnation))
+        self._incarnation, self._claimer = incarnation, claimer
+        self._present.set()
+        log.info("registered", extra={"incarnation": incarnation.id, "node": self.config.node})
+        return claimer
+
+    def _keepers(self, incarnation: Incarnation, claimer: Claimer) -> list[asyncio.Task[None]]:
+        pause_s = min(0.2, self.config.sweep_s)
+        reaper = Reaper(incarnation)
+        tasks = [
+            self.tasks.supervise(claimer.sweep, "sweep", pause_s),
+            self.tasks.supervise(claimer.listen, "hints", pause_s),
+            self.tasks.supervise(reaper.run, "reaper", self.config.reap_s / 10),
+        ]
+        if self._threaded and self.config.witness and possible(self.store):
+            tasks.append(self.tasks.start(self._witness(incarnation), "witness"))
+        return tasks
+
+    async def _witness(self, incarnation: Incarnation) -> None:
+        assert self.store.url is not None, "asked by `possible`"
+        witness = Witness(self.store.url, incarnation.id)
+        try:
+            await witness.keep(self.config.ttl_s / 3)
+        finally:
+            await asyncio.shield(self.tasks.start(witness.dismiss(), "dismiss the witness"))
+
+    def _from_heartbeat(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
+        try:
+            host.call_soon_threadsafe(incarnation.give_up, why)
+        except RuntimeError:
+            log.debug("the event loop is closed already")
+
+    def _lost(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
+        """Trust has ended: the children die now, whatever the event loop does. In the heartbeat's thread."""
+        self.provider.kill_now()
+        self._from_heartbeat(host, incarnation, why)
+
+    async def _mourn(self, incarnation: Incarnation) -> None:
+        """Given up: every old loop ends before a new incarnation registers."""
+        if not await settle_down(incarnation, self.config.ttl_s):
+            self.stuck.set()
+            await settle_down(incarnation, 3600)
+        if incarnation.heartbeat is not None:
+            await incarnation.heartbeat.retire()
+        await asyncio.sleep(self.rng.uniform(0, self.config.ttl_s / 10))
+
+    # --- what anybody may ask ---------------------------------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> IncarnationId:
+        """This start of the node; another one after a loss."""
+        return self._here().id
+
+    @property
+    def draining(self) -> bool:
+        return self._leaving is not None
+
+    @property
+    def owned(self) -> int:
+        """How many conversations this node holds now."""
+        return len(self._incarnation.table) if self._incarnation else 0
+
+    def readiness(self) -> list[str]:
+        """Why this node should not be sent new work; empty when it is ready."""
+        reasons = [f"agent {name} is not loaded yet" for name in sorted(self._unready_agents)]
+        if self.draining:
+            reasons.append("draining")
+        if self._incarnation is None or not self._incarnation.trusts():
+            reasons.append("no lease: the store does not answer, or the node registers anew")
+        return reasons
+
+    async def submit(self, request: Submit) -> Submitted:
+        """Hand a command to the journal; returns when it is accepted or refused, whoever owns the conversation.
+
+        :raises StoreUnavailableError: no answer; repeat it unchanged, the key deduplicates.
+        """
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                answer = await self.store.submit(request)
+            except StoreUnavailableError:
+                if attempt == SUBMIT_TRIES - 1:
+                    raise
+                await asyncio.sleep(0.02 * 2**attempt * self.rng.uniform(0.5, 1.5))
+                continue
+            if not isinstance(answer, Refused):
+                self._heard(request.conversation)
+            return answer
+        raise AssertionError("unreachable")
+
+    def _heard(self, conversation_id: str) -> None:
+        incarnation = self._incarnation
+        tenure = incarnation.holds(conversation_id) if incarnation is not None else None
+        if tenure is not None:
+            tenure.poke()
+        elif self._claimer is not None:
+            self._claimer.hasten()
+
+    async def maybe_start_agent_loop(
+        self, conversation_id: str, settings: JsonObject | None = None, user_id: str | None = None
+    ) -> AgentLoopInfo:
+        """Start the conversation's loop on this node, or join it if it runs or starts here already.
+
+        `settings` null means the stored ones; a conversation that does not exist is created with them.
+
+        :raises ConversationOwnedElsewhereError: another node owns it; nothing was changed.
+        :raises ProvisioningError: it could not be started; the claim is released, any node may try again.
+        :raises NodeUnavailableError: this node is draining, full, or registering.
+        :raises UnknownConversationError: it belongs to another user. :raises ConversationExistsError: other settings.
+        :raises ConversationDeletedError: :raises InvalidInputError: the settings are no good; names the field.
+        """
+        if settings is not None:
+            settings = self.agents[self.default_agent].check(settings)
+        return await self._start(Wish(conversation_id, settings, user_id))
+
+    async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:
+        """Claim by force from the owner at `expected_epoch`, alive or not.
+
+        :raises ConversationOwnedElsewhereError: the epoch has moved on; nothing was changed. The rest as for a start.
+        """
+        return await self._start(Wish(conversation_id, forced=expected_epoch))
+
+    async def _start(self, wish: Wish) -> AgentLoopInfo:
+        incarnation = self._here()
+        held = incarnation.holds(wish.conversation_id) is not None
+        if incarnation.draining:
+            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
+        if not held and len(incarnation.table) >= self.config.capacity:
+            raise NodeUnavailableError(
+                f"node {self.config.node} is full ({self.config.capacity} conversations)", await self._elsewhere()
+            )
+        await initiation.maybe_start(incarnation, wish, self.default_agent)
+        return await self.info(wish.conversation_id)
+
+    async def info(self, conversation_id: str) -> AgentLoopInfo:
+        """Where the conversation's loop is and how it does, as any node tells it.
+
+        :raises UnknownConversationError: there is none.
+        """
+        record = (await self.store.records([conversation_id]))[0]
+        if record is None:
+            raise UnknownConversationError(conversation_id)
+        word, owner = await self.describe(record)
+        here = owner is not None and self._incarnation is not None and owner.incarnation == self._incarnation.id
+        return AgentLoopInfo(conversation_id, word, record.epoch, owner, here)
+
+    async def describe(self, record: Record) -> tuple[Status, Owner | None]:
+        """The status of a record, and its owner if it lives, with what is left of its lease."""
+        owner = record.owner
+        node = (await self.living()).get(owner.incarnation) if owner is not None else None
+        alive = node is not None and not node.dead and node.expires_in_s > 0
+        if owner is None or node is None or not alive:
+            return status(record, owner_alive=False), None
+        return status(record, owner_alive=True), replace(owner, expires_in_s=node.expires_in_s)
+
+    async def living(self) -> Mapping[IncarnationId, NodeRecord]:
+        """The register, at most a fifth of a second old."""
+        now = self.clock.boottime().boot_s
+        read_at, nodes = self._living
+        if now - read_at > DIRECTORY_S:
+            nodes = {n.incarnation: n for n in await self.store.nodes()}
+            self._living = (now, nodes)
+        return nodes
+
+    # --- leaving ----------------------------------------------------------------------------------------------------
+
+    async def request_drain(self, node: str) -> int:
+        """Ask every living incarnation of the node of that name to drain; how many were asked."""
+        asked = 0
+        for one in (await self.living()).values():
+            if one.about.node == node and not one.dead:
+                await self.store.put_paper("request", f"{one.incarnation}/drain", {"what": "drain"}, 0)
+                asked += 1
+        return asked
+
+    async def _hear_requests(self, incarnation: Incarnation) -> None:
+        for paper in await self.store.list_papers("request", f"{incarnation.id}/"):
+            await self.store.remove_paper(paper.kind, paper.id, paper.version)
+            if paper.document.get("what") == "drain":
+                self.tasks.start(self.drain(), "drain")
+
+    async def drain(self, deadline_s: float | None = None) -> None:
+        """Leave: not ready, no new claims, turns run to the deadline, the rest is handed over, released, retired.
+
+        Asked again, it joins the drain under way; it is not cancelled with its caller.
+        """
+        if self._leaving is None:
+            limit_s = self.config.drain_s if deadline_s is None else deadline_s
+            self._leaving = self.tasks.start(self._drain(limit_s), "drain")
+        await settled(self._leaving)
+
+    async def _drain(self, deadline_s: float) -> None:
+        incarnation = self._incarnation
+        if incarnation is not None and not incarnation.given_up:
+            await drain(incarnation, deadline_s)
+            if incarnation.heartbeat is not None:
+                await incarnation.heartbeat.retire()
+            incarnation.retire()
+        self.drained.set()
+        log.info("drained", extra={"node": self.config.node})
+
+    async def _elsewhere(self) -> tuple[str, ...]:
+        try:
+            nodes = (await self.living()).values()
+        except StoreError:
+            return ()
+        return tuple(
+            n.about.address
+            for n in nodes
+            if not n.dead
+            and not n.load.draining
+            and n.load.owned < n.about.capacity
+            and n.about.node != self.config.node
+        )
+
+    def _here(self) -> Incarnation:
+        if self._incarnation is None or self._incarnation.given_up or self._incarnation.retired:
+            raise NodeUnavailableError(f"node {self.config.node} holds no lease at the moment")
+        return self._incarnation
+
+    def _about(self) -> About:
+        return About(
+            node=self.config.node,
+            address=self.config.public_address,
+            capacity=self.config.capacity,
+            agents=tuple(self.agents),
+            started_at=self.clock.now(),
+        )

@@ -1,0 +1,67 @@
+"""The node's task group: the one place that starts tasks, keeps them alive and hears of their end.
+
+A background task is *supervised*: whatever it raises is logged and it starts again, with a back-off and jitter. A task
+that dies in silence is the commonest way in which clusters stop recovering.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable, Coroutine
+
+log = logging.getLogger("tenure.node")
+
+
+@final
+class Tasks:
+    """Tasks that end with their owner, or before. Strong references; no exception goes unheard."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def start[T](self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start a task whose end somebody awaits; if nobody does, its exception is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def supervise(self, work: Callable[[], Awaitable[None]], name: str, pause_s: float) -> asyncio.Task[None]:
+        """Keep `work` running: restarted after any exception, loudly, after about `pause_s` and ever longer."""
+
+        async def keep() -> None:
+            failures = 0
+            while True:
+                started = asyncio.get_running_loop().time()
+                try:
+                    await work()
+                except Exception:
+                    log.exception("background task failed, starting it again", extra={"task": name})
+                ran_s = asyncio.get_running_loop().time() - started
+                failures = 0 if ran_s > 20 * pause_s else min(failures + 1, 6)
+                await asyncio.sleep(pause_s * 2**failures * self._rng.uniform(0.25, 0.75))
+
+        return self.start(keep(), name)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("task ended with %r", error, extra={"task": task.get_name()})
+
+    async def cancel(self) -> None:
+        """Cancel what still runs and wait until it has ended."""
+        running = [t for t in self._running if t is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def settled[T](task: asyncio.Future[T]) -> T:
+    """Wait for work that must not be cancelled with its caller: a start, an append under way (rule 3)."""
+    return await asyncio.shield(task)

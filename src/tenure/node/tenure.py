@@ -1,0 +1,342 @@
+"""One conversation held by this node, from claim to release.
+
+A tenure does what the plan says and what commands ask, and writes through one door: :meth:`Tenure.append`. There the
+fold judges a batch before it is sent, batches are numbered, one is under way at a time, an unknown outcome is repeated
+unchanged until it is answered, and a refusal ends the tenure: from that moment everything of it is refused here, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, assert_never, final
+
+from tenure.abc import (
+    Append,
+    Appended,
+    Deleted,
+    Fenced,
+    Reading,
+    Reason,
+    Release,
+    ReleasedNow,
+    Repeated,
+    Snapshot,
+    TooLarge,
+    Unknown,
+)
+from tenure.conversation import Fold, checked, fold, settlement
+from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
+from tenure.lease import TenureState
+from tenure.node.tasks import Tasks, settled
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from tenure.abc import AgentLoop, AppendResult, ReleaseResult, Runtime, RuntimeProvider, Store
+    from tenure.clock import Clock
+    from tenure.config import Config
+    from tenure.conversation import Record
+    from tenure.journal import Draft, Event, JsonObject
+    from tenure.lease import Lease
+    from tenure.node.credentials import Masking
+
+log = logging.getLogger("tenure.tenure")
+
+SNAPSHOT_EVERY = 200
+"""Events between two snapshots of the fold: what a takeover reads is bounded by this, not by the journal's age."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every tenure of a node works with."""
+
+    store: Store
+    config: Config
+    clock: Clock
+    rng: random.Random
+    tasks: Tasks
+    agents: dict[str, AgentLoop]
+    provider: RuntimeProvider
+    identity: str
+    """The store's identity, as far as names of runtimes need it."""
+    trusts: Callable[[], bool]
+    """Whether this incarnation may still act; from any thread."""
+
+
+@final
+class Tenure:
+    """A held conversation: its lease, its fold, and the one door to its journal."""
+
+    def __init__(self, means: Means, lease: Lease, record: Record) -> None:
+        self.means = means
+        self.lease = lease
+        self.record = record
+        self.state = TenureState.CLAIMED
+        self.fold = Fold()
+        self.runtime: Runtime | None = None
+        self.loop_state: JsonObject | None = None
+        self.agent_status: str | None = None
+        self.step = "claimed"
+        self.mask: Masking | None = None
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Resolved when the loop is live or there was nothing to start; or with what went wrong."""
+        self.ready.add_done_callback(_retrieve)
+        self.poked = asyncio.Event()
+        """Something may have come: look at the journal."""
+        self.moved = asyncio.Event()
+        """An append has moved the fold; waited for at a hand-over."""
+        self.leaving = False
+        """No new turn: release when the open one has ended."""
+        self.handing_over = False
+        """The open turn goes no further than its open calls."""
+        self.work: asyncio.Task[None] | None = None
+        self._number = 0
+        self._snapshot_seq = 0
+        self._door = asyncio.Lock()
+        self._loss: OwnershipLostError | None = None
+
+    @property
+    def conversation_id(self) -> str:
+        return self.lease.conversation
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """Whether anything of this tenure is refused. Looks at no store; from any thread."""
+        return self._loss is not None or self.state.ended or not self.means.trusts()
+
+    def insist(self) -> None:
+        """Go on only as the owner.
+
+        :raises OwnershipLostError: the tenure is over.
+        """
+        if self._loss is None and not self.state.ended and self.means.trusts():
+            return
+        raise self._loss or OwnershipLostError(self.conversation_id, self.lease.epoch, self._why_over())
+
+    def _why_over(self) -> str:
+        return "it was released" if self.state is TenureState.RELEASED else "the node's lease is no longer trusted"
+
+    def lose(self, why: str) -> None:
+        """The tenure is over and was not released: stop everything of it, at once."""
+        if self.state.ended:
+            return
+        self.state = TenureState.LOST
+        self._loss = OwnershipLostError(self.conversation_id, self.lease.epoch, why)
+        log.warning("conversation lost: %s", why, extra={"conversation": self.conversation_id})
+        if not self.ready.done():
+            self.ready.set_exception(self._loss)
+        self.moved.set()
+        if self.work is not None and self.work is not asyncio.current_task():
+            self.work.cancel("ownership lost")
+
+    def masked(self, text: str) -> str:
+        """The text without the secrets that this conversation's runtime knows."""
+        return text if self.mask is None else self.mask.text(text)
+
+    def poke(self) -> None:
+        """Something may have come: look."""
+        self.poked.set()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def catch_up(self, *, snapshot: bool = False) -> None:
+        """Fold what the journal holds beyond the fold, from the primary.
+
+        :raises OwnershipLostError: the tenure is over.
+        """
+        await settled(self.means.tasks.start(self._catch_up(snapshot), "catch up"))
+
+    async def _catch_up(self, snapshot: bool) -> None:
+        async with self._door:
+            await self._read_on(snapshot)
+
+    async def _read_on(self, snapshot: bool = False) -> None:
+        while True:
+            reading = await self.read(self.fold.seq, snapshot=snapshot)
+            if reading.snapshot is not None and reading.snapshot.seq > self.fold.seq and reading.snapshot.fold:
+                self.fold = Fold.from_json(reading.snapshot.fold)
+                self._snapshot_seq = self.fold.seq
+            if reading.snapshot is not None:
+                self.loop_state = reading.snapshot.loop
+            snapshot = False
+            self.fold = fold(self.fold, reading.events)
+            if self.fold.seq >= reading.record.head or not reading.events:
+                return
+
+    async def read(
+        self, after: int, limit: int = 1000, *, snapshot: bool = False, kinds: Sequence[str] = ()
+    ) -> Reading:
+        """Read the journal, for as long as it takes the store to answer and the node to trust itself.
+
+        :raises OwnershipLostError: the tenure is over.
+        """
+        failures = 0
+        while True:
+            self.insist()
+            try:
+                answer = await self.means.store.read(self.conversation_id, after, limit, snapshot=snapshot, kinds=kinds)
+            except StoreUnavailableError as error:
+                failures = await self._pause(failures, error)
+                continue
+            match answer:
+                case Reading():
+                    return answer
+                case Deleted() | Unknown():
+                    self.lose("the conversation was deleted")
+                    self.insist()
+
+    async def events(self, after: int, upto: int) -> list[Event]:
+        """The journal from `after` (exclusive) to `upto` (inclusive)."""
+        found: list[Event] = []
+        while after < upto:
+            reading = await self.read(after, min(1000, upto - after))
+            if not reading.events:
+                break
+            found.extend(e for e in reading.events if e.seq <= upto)
+            after = reading.events[-1].seq
+        return found
+
+    async def _pause(self, failures: int, error: Exception) -> int:
+        if failures == 0:
+            log.warning("store unavailable, trying again: %s", error, extra={"conversation": self.conversation_id})
+        limit_s = self.means.config.ttl_s / 4
+        await asyncio.sleep(min(limit_s, 0.02 * 2**failures) * self.means.rng.uniform(0.5, 1.5))
+        return min(failures + 1, 10)
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        drafts: Sequence[Draft],
+        state: JsonObject | None = None,
+        *,
+        unless: Callable[[], bool] | None = None,
+    ) -> Appended:
+        """Journal `drafts`, all or none; returns when durable. Not undone by the cancellation of its caller.
+
+        `unless` is asked when the batch's time has come: true refuses it (its turn has ended meanwhile).
+
+        :raises OwnershipLostError: refused: the tenure is over, or the work that wrote it.
+        :raises JournalError: the batch would break the rules of its kind. :raises InvalidInputError: too large.
+        """
+        return await settled(self.means.tasks.start(self._append(tuple(drafts), state, unless), "append"))
+
+    async def _append(
+        self, drafts: tuple[Draft, ...], state: JsonObject | None, unless: Callable[[], bool] | None
+    ) -> Appended:
+        async with self._door:
+            self.insist()
+            if unless is not None and unless():
+                raise OwnershipLostError(self.conversation_id, self.lease.epoch, "the turn has ended")
+            if self.mask is not None:
+                drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
+            before = self.fold
+            batch = self._batch(before, checked(before, drafts), drafts, state)
+            result = await self._send(batch)
+            self._number = batch.number
+            if batch.snapshot is not None and batch.snapshot.fold is not None:
+                self._snapshot_seq = batch.snapshot.seq
+            if state is not None:
+                self.loop_state = state
+            await self._absorb(before, drafts, result)
+            return result
+
+    def _batch(self, before: Fold, after: Fold, drafts: tuple[Draft, ...], state: JsonObject | None) -> Append:
+        settle = settlement(before, after, drafts, self.agent_status)
+        due = before.seq - self._snapshot_seq >= SNAPSHOT_EVERY
+        snapshot = Snapshot(before.seq, before.as_json() if due else None, state) if due or state is not None else None
+        return Append(self.lease, self._number + 1, before.seq, drafts, settle, snapshot)
+
+    async def _send(self, batch: Append) -> Appended:
+        failures = 0
+        while True:
+            self.insist()
+            try:
+                answer: AppendResult = await self.means.store.append(batch)
+            except StoreUnavailableError as error:
+                failures = await self._pause(failures, error)
+                continue
+            match answer:
+                case Appended():
+                    return answer
+                case Repeated(result):
+                    return result
+                case TooLarge(index, size, limit):
+                    raise InvalidInputError(
+                        f"event {batch.drafts[index].kind}",
+                        f"has {size} bytes, above the store's limit of {limit}",
+                        "write large results to a file of the workspace and journal its name",
+                    )
+                case Fenced(record):
+                    self.lose("another claim is in force" if record else "the conversation is gone")
+                    self.insist()
+                case _:
+                    assert_never(answer)
+
+    async def _absorb(self, before: Fold, drafts: tuple[Draft, ...], result: Appended) -> None:
+        """Move the fold behind the batch; what clients wrote in between is read and heard."""
+        if result.first == before.seq + 1:
+            stored = (d.stored(result.first + i, self.lease.epoch, result.at) for i, d in enumerate(drafts))
+            self.fold = fold(before, stored)
+        else:
+            await self._read_on()
+            self.poked.set()
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    async def release(
+        self,
+        reason: Reason,
+        drafts: Sequence[Draft] = (),
+        *,
+        failed: bool = False,
+        retry_in_s: float | None = None,
+    ) -> None:
+        """Let go; the last append of this tenure. With `failed`: for good, until a command comes.
+
+        :raises OwnershipLostError: it was not ours to release.
+        """
+        work = self._release(reason, tuple(drafts), failed, retry_in_s)
+        await settled(self.means.tasks.start(work, "release"))
+
+    async def _release(self, reason: Reason, drafts: tuple[Draft, ...], failed: bool, retry_in_s: float | None) -> None:
+        async with self._door:
+            self.insist()
+            self.state = TenureState.RELEASING
+            before = self.fold
+            batch = self._batch(before, checked(before, drafts), drafts, None)
+            if failed and batch.settle is not None:
+                batch = replace(batch, settle=replace(batch.settle, failed=True, runnable=False))
+            request = Release(batch, reason, retry_in_s)
+            failures = 0
+            while True:
+                self.insist()
+                try:
+                    answer: ReleaseResult = await self.means.store.release(request)
+                except StoreUnavailableError as error:
+                    failures = await self._pause(failures, error)
+                    continue
+                match answer:
+                    case ReleasedNow():
+                        self.state = TenureState.RELEASED
+                        self.moved.set()
+                        return
+                    case Fenced():
+                        self.lose("another claim is in force")
+                        self.insist()
+                    case TooLarge():
+                        raise InvalidInputError("release", "is larger than the store takes", "report this")
+                    case _:
+                        assert_never(answer)
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """A start that nobody waits for fails without a warning about it; its reason stands in the journal."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,180 @@
+"""A turn as the agent loop sees it: the contract ``tenure.abc.Turn``, on a tenure."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import Message
+from tenure.errors import InvalidInputError, OwnershipLostError
+from tenure.journal import CORE_COMMANDS, CORE_KINDS, TurnWaiting, draft
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tenure.abc import Appended, Runtime
+    from tenure.conversation import OpenTurn
+    from tenure.journal import Draft, Event, Json, JsonObject
+    from tenure.node.deltas import Deltas
+    from tenure.node.tenure import Tenure
+
+OF_LOOPS = frozenset({"call_started", "call_finished", "call_restarted", "call_interrupted"})
+"""The kinds of the core that a loop writes itself."""
+
+
+@final
+class LiveTurn:
+    """The open turn of a held conversation, under one attempt."""
+
+    def __init__(
+        self, tenure: Tenure, turn: OpenTurn, commands: tuple[Event, ...], past: tuple[Event, ...], deltas: Deltas
+    ) -> None:
+        self._tenure = tenure
+        self._seq = turn.seq
+        self._id = turn.id
+        self._attempt = turn.attempt
+        self._commands = commands
+        self._past = past
+        self._deltas = deltas
+        self._host = asyncio.get_running_loop()
+        self._answers: dict[str, asyncio.Future[Json]] = {}
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def conversation_id(self) -> str:
+        return self._tenure.conversation_id
+
+    @property
+    def commands(self) -> tuple[Event, ...]:
+        return self._commands
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(Message(c.text, c.content, c.seq, c.key) for c in self._commands if c.kind == "message")
+
+    @property
+    def past(self) -> tuple[Event, ...]:
+        return self._past
+
+    @property
+    def settings(self) -> JsonObject:
+        return self._tenure.fold.settings
+
+    @property
+    def runtime(self) -> Runtime:
+        runtime = self._tenure.runtime
+        assert runtime is not None, "provisioned before the loop was opened"
+        return runtime
+
+    @property
+    def epoch(self) -> int:
+        return self._tenure.lease.epoch
+
+    @property
+    def attempt(self) -> int:
+        return self._attempt
+
+    @property
+    def resumed(self) -> bool:
+        return self._attempt > 1 or bool(self._past)
+
+    @property
+    def lost(self) -> bool:
+        return self._tenure.lost or not self._open()
+
+    def _open(self) -> bool:
+        turn = self._tenure.fold.turn
+        return turn is not None and turn.id == self._id
+
+    async def history(self, after: int = 0) -> Sequence[Event]:
+        return await self._tenure.events(after, self._seq - 1)
+
+    async def journal(self, drafts: Sequence[Draft], state: JsonObject | None = None) -> Appended:
+        for one in drafts:
+            if one.kind in CORE_COMMANDS or (one.kind in CORE_KINDS and one.kind not in OF_LOOPS):
+                raise InvalidInputError("kind", f"{one.kind!r} is written by the core alone", "choose another kind")
+        closing = any(d.closes for d in drafts)
+        await self._boundary(closing)
+        mine = [replace(d, turn=self._id) for d in drafts]
+        result = await self._tenure.append(mine, state, unless=lambda: not self._open())
+        self._tenure.insist()  # the process may have been frozen since the store answered
+        if closing:
+            await self._boundary(closing=False)
+        return result
+
+    async def _boundary(self, closing: bool) -> None:
+        """At a hand-over the turn goes no further than its open calls: it waits here to be cancelled."""
+        if self._tenure.handing_over and not closing:
+            await asyncio.get_running_loop().create_future()
+
+    def journal_blocking(self, drafts: Sequence[Draft], timeout_s: float, state: JsonObject | None = None) -> Appended:
+        under_way = asyncio.run_coroutine_threadsafe(self.journal(drafts, state), self._host)
+        try:
+            return under_way.result(timeout_s)
+        except TimeoutError:
+            self._host.call_soon_threadsafe(self._tenure.lose, "an append from a thread had no answer in time")
+            raise
+
+    async def ask(self, ask: str, body: Json) -> Json:
+        turn = self._tenure.fold.turn
+        answer: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        self._answers[ask] = answer
+        try:
+            if turn is None or turn.ask != ask:
+                waiting = replace(draft(TurnWaiting(ask, body)), turn=self._id)
+                await self._boundary(closing=False)
+                await self._tenure.append([waiting], unless=lambda: not self._open())
+            return await answer
+        finally:
+            self._answers.pop(ask, None)
+
+    def answered(self, ask: str, answer: Json) -> None:
+        """The answer stands in the journal: let the agent go on with it."""
+        waiting = self._answers.get(ask)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+
+    def delta(self, body: JsonObject) -> None:
+        if self.lost:
+            raise OwnershipLostError(self.conversation_id, self.epoch, "the turn is over")
+        self._deltas.hand(body)
+
+
+@final
+class LivePlace:
+    """What a loop gets when it is opened: the contract ``tenure.abc.Place``, on a tenure."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
+
+    @property
+    def conversation_id(self) -> str:
+        return self._tenure.conversation_id
+
+    @property
+    def settings(self) -> JsonObject:
+        return self._tenure.fold.settings
+
+    @property
+    def epoch(self) -> int:
+        return self._tenure.lease.epoch
+
+    @property
+    def runtime(self) -> Runtime:
+        runtime = self._tenure.runtime
+        assert runtime is not None, "provisioned before the loop was opened"
+        return runtime
+
+    @property
+    def state(self) -> JsonObject | None:
+        return self._tenure.loop_state
+
+    async def history(self, after: int = 0) -> Sequence[Event]:
+        return await self._tenure.events(after, self._tenure.fold.seq)
+
+    def report_status(self, word: str | None) -> None:
+        self._tenure.agent_status = word

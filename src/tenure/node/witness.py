@@ -1,0 +1,150 @@
+"""The witness: a tiny process that sees its node end and buries it within milliseconds (rule 12).
+
+It holds a descriptor of the node's *process* (a pidfd), so that only the end of that process wakes it: no stop signal, no
+closed connection, no forked child can. It lives in a session of its own, ignores the signals that end the node, and
+ends by itself once the node is buried or says that it has retired. Without one (no pidfd, a store that no other
+process can open, or both killed together) the ttl decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import Buried, Death
+from tenure.errors import StoreError
+from tenure.lease import IncarnationId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenure.abc import Store
+
+log = logging.getLogger("tenure.witness")
+
+COMMAND = (sys.executable, "-m", "tenure.cli.witness")
+"""What is executed; the composition root opens the store and calls :func:`watch`."""
+
+RETIRED = b"retired\n"
+
+
+def possible(store: Store) -> bool:
+    """Whether this machine and this store can have a witness."""
+    return store.url is not None and hasattr(os, "pidfd_open")
+
+
+@final
+class Witness:
+    """The node's side: starts the child, restarts it when it died, and tells it when there is nothing left to see."""
+
+    def __init__(self, url: str, incarnation: IncarnationId) -> None:
+        self._url = url
+        self._incarnation = incarnation
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else None
+
+    async def keep(self, check_s: float) -> None:
+        """Have a witness, for as long as this runs."""
+        while True:
+            if self.pid is None:
+                if self._child is not None:
+                    log.error("the witness died, starting another", extra={"incarnation": self._incarnation})
+                    await asyncio.to_thread(self._reap)
+                self._child = await asyncio.to_thread(self._start)
+            await asyncio.sleep(check_s)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # The URL may hold a password: it goes through a pipe, never into an argument list.
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            child = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=None,
+                pass_fds=(pidfd,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(pidfd)
+        assert child.stdin is not None, "asked for a pipe"
+        brief = {"url": self._url, "incarnation": self._incarnation, "pidfd": pidfd}
+        child.stdin.write(json.dumps(brief).encode() + b"\n")
+        child.stdin.flush()
+        return child
+
+    async def dismiss(self) -> None:
+        """The node has retired: let the child end."""
+        if self._child is not None:
+            await asyncio.to_thread(self._reap)
+
+    def _reap(self) -> None:
+        child, self._child = self._child, None
+        if child is None or child.stdin is None:
+            return
+        try:
+            child.stdin.write(RETIRED)
+            child.stdin.close()
+        except (BrokenPipeError, ValueError):
+            pass
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def watch(open_store: Callable[[str], Store]) -> None:
+    """The child's side: read the brief from standard input, wait for the end, bury."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    brief = json.loads(sys.stdin.buffer.readline())
+    asyncio.run(_watch(open_store(brief["url"]), IncarnationId(brief["incarnation"]), int(brief["pidfd"])))
+
+
+async def _watch(store: Store, incarnation: IncarnationId, pidfd: int) -> None:
+    async with store:  # opened before it is needed: burying must take one round trip
+        if await asyncio.to_thread(_exited, pidfd):
+            await _bury(store, incarnation)
+
+
+def _exited(pidfd: int) -> bool:
+    """Block until the process has ended (true) or has said that it retired (false).
+
+    An ending process closes its pipe before it counts as ended, so the end of the pipe alone means nothing.
+    """
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(sys.stdin.fileno(), select.POLLIN)
+    said = b""
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor == pidfd:
+                return True
+            chunk = os.read(sys.stdin.fileno(), 64)
+            said += chunk
+            if said.endswith(RETIRED):
+                return False
+            if not chunk:
+                poller.unregister(sys.stdin.fileno())
+
+
+async def _bury(store: Store, incarnation: IncarnationId) -> None:
+    for attempt in range(100):
+        try:
+            if isinstance(await store.bury(incarnation, Death.EXITED), Buried):
+                return
+        except StoreError as error:
+            log.warning("could not bury yet: %s", error)
+        await asyncio.sleep(min(5.0, 0.01 * 2**attempt))
