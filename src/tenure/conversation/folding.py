@@ -1,20 +1,14 @@
-"""What it means: the record, the status, the fold of a journal, and the plan for a new owner.
-
-All of it is pure. The node reads a journal, folds it, asks :func:`plan` what is to be done, and does it. The same
-functions judge a batch before it is sent (a batch that the fold refuses is never written) and any journal afterwards.
-"""
+"""The fold: what a journal means, and which journals mean nothing."""
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, assert_never, final
 
 from tenure.clock import Instant
-from tenure.errors import JournalError, Owner
+from tenure.errors import JournalError
 from tenure.journal import (
     TURN_ENDS,
-    CallInterrupted,
     CallRestarted,
     CallStarted,
     Claimed,
@@ -23,11 +17,9 @@ from tenure.journal import (
     Delivery,
     Draft,
     Event,
-    Foreign,
     Json,
     JsonObject,
     LoopStarted,
-    Outcome,
     Policy,
     Released,
     RuntimeAttached,
@@ -43,96 +35,14 @@ from tenure.journal import (
     TurnResumed,
     TurnStarted,
     TurnWaiting,
-    draft,
     read_body,
 )
-from tenure.lease import UNCLAIMED, Epoch, Token
+from tenure.lease import Epoch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-LOST_LIMIT = 3
-"""How many owners one turn may lose before the next one abandons it (rule 15)."""
-
-
-class TurnState(enum.StrEnum):
-    """Where the record says the turn is; what ``reject``, ``interrupt`` and ``steer`` are judged by."""
-
-    NONE = "none"
-    OPEN = "open"
-    WAITING = "waiting"
-
-
-class Status(enum.StrEnum):
-    """What a conversation is doing, the same word on every node."""
-
-    STOPPED = "stopped"
-    FAILED = "failed"
-    QUEUED = "queued"
-    STARTING = "starting"
-    WAITING = "waiting"
-    RUNNING = "running"
-    IDLE = "idle"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The one row that the store keeps per conversation, as an operation saw it.
-
-    ``wanted`` means that something can be done; ``started`` that the loop of the current claim is live; ``head`` is
-    the journal's last seq; ``last_command`` and ``last_start`` the last seq of a command and of a ``start``.
-    ``retry_in_s`` is what is left of the back-off by the store's clock. A tombstone has ``deleted`` and its epoch.
-    """
-
-    conversation: str
-    user_id: str | None = None
-    agent: str = ""
-    settings: JsonObject = field(default_factory=dict[str, Json])
-    policy: Policy = Policy.ENQUEUE
-    title: str | None = None
-    metadata: JsonObject = field(default_factory=dict[str, Json])
-    version: int = 1
-    epoch: Epoch = UNCLAIMED
-    owner: Owner | None = None
-    token: Token | None = None
-    head: int = 0
-    last_command: int = 0
-    last_start: int = 0
-    unsettled: int = 0
-    turn: TurnState = TurnState.NONE
-    started: bool = False
-    wanted: bool = False
-    retry_in_s: float | None = None
-    lost: int = 0
-    failures: int = 0
-    stopped: bool = False
-    failed: bool = False
-    deleted: bool = False
-    agent_status: str | None = None
-    created_at: Instant
-    updated_at: Instant
-
-
-def status(record: Record, *, owner_alive: bool) -> Status:
-    """The status of a conversation: the table of DESIGN §6, read from the top.
-
-    A turn that waits shows ``waiting`` whether or not somebody holds it meanwhile: it waits for the same thing.
-    """
-    if record.stopped:
-        return Status.STOPPED
-    if record.failed and not owner_alive:
-        return Status.FAILED
-    if record.turn is TurnState.WAITING and not record.wanted:
-        return Status.WAITING
-    if not owner_alive:
-        return Status.QUEUED if record.wanted or record.turn is TurnState.OPEN else Status.IDLE
-    if not record.started:
-        return Status.STARTING
-    if record.turn is TurnState.OPEN:
-        return Status.RUNNING
-    return Status.QUEUED if record.wanted else Status.IDLE
-
+from tenure.conversation.record import Settle, TurnState
 
 # --- the fold -------------------------------------------------------------------------------------------------------
 
@@ -444,39 +354,13 @@ def _apply_runtime(
             assert_never(body)
 
 
-# --- what an append says to the record ------------------------------------------------------------------------------
+def checked(state: Fold, drafts: Sequence[Draft]) -> Fold:
+    """The fold after `drafts` are appended behind `state`, judged before they are sent.
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """What an append tells the record beside its events (rule 6): ``wanted := runnable or last_command > seen``.
-
-    ``settled`` counts down ``unsettled``; ``turn_ended`` resets ``lost``; ``stopped`` takes effect only if no later
-    ``start`` was accepted than the writer had seen. Null parts leave the record as it is.
+    :raises JournalError: the journal would break a rule of its kind.
     """
-
-    runnable: bool
-    settled: tuple[int, ...] = ()
-    turn: TurnState = TurnState.NONE
-    turn_ended: bool = False
-    started: bool = False
-    stopped: bool = False
-    failed: bool = False
-    agent_status: str | None = None
-
-    def as_json(self) -> dict[str, Json]:
-        """The part of a batch that its digest covers."""
-        return {
-            "runnable": self.runnable,
-            "settled": list(self.settled),
-            "turn": self.turn.value,
-            "turn_ended": self.turn_ended,
-            "started": self.started,
-            "stopped": self.stopped,
-            "failed": self.failed,
-            "agent_status": self.agent_status,
-        }
+    epoch = Epoch(state.epoch)
+    return fold(state, (d.stored(state.seq + 1 + i, epoch, Instant(0.0)) for i, d in enumerate(drafts)))
 
 
 def settlement(before: Fold, after: Fold, drafts: Sequence[Draft], agent_status: str | None = None) -> Settle:
@@ -493,189 +377,3 @@ def settlement(before: Fold, after: Fold, drafts: Sequence[Draft], agent_status:
         stopped=any(d.kind == Stopped.kind for d in drafts),
         agent_status=agent_status,
     )
-
-
-def turn_id(first_command: int) -> str:
-    """The name of the turn that begins with this command: a command is in one turn only, so it is unique."""
-    return f"t{first_command}"
-
-
-# --- the plan for a new owner ---------------------------------------------------------------------------------------
-
-
-class Then(enum.StrEnum):
-    """What a new owner does after its repairs."""
-
-    RESUME = "resume"
-    """An open turn goes on under this owner: provision, start, resume."""
-    WORK = "work"
-    """Commands wait: provision, start, take them in order."""
-    START = "start"
-    """No work, but somebody asked for a live loop: provision, start, be idle."""
-    WAIT = "wait"
-    """An open turn waits for an answer or a time: release, not wanted."""
-    REST = "rest"
-    """Nothing to do: release."""
-    HALT = "halt"
-    """The conversation is stopped: release."""
-    GIVE_UP = "give up"
-    """Too many owners were lost while starting it: release as failed for good."""
-
-    @property
-    def needs_loop(self) -> bool:
-        return self in (Then.RESUME, Then.WORK, Then.START)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """First `repairs`, journaled in one append before anything is provisioned; then `then`."""
-
-    repairs: tuple[Draft, ...]
-    then: Then
-
-
-def plan(state: Fold, *, lost: int = 0, lost_limit: int = LOST_LIMIT) -> Plan:
-    """What a new owner has to do, from the fold alone (rules 9, 13 and 15).
-
-    Commands of the core that need no loop are settled in order: a ``stop`` needs no runtime, so it works while the
-    provider is down. A call without outcome that is not idempotent gets its one outcome, ``interrupted``; an
-    idempotent one stays open and is restarted by the loop. A turn that has lost more than `lost_limit` owners ends.
-    """
-    drafts: list[Draft] = []
-    provisional = state
-
-    def write(*more: Draft) -> None:
-        nonlocal provisional
-        now = Instant(0.0)
-        first = provisional.seq + 1
-        epoch = Epoch(provisional.epoch)
-        provisional = fold(provisional, (d.stored(first + i, epoch, now) for i, d in enumerate(more)))
-        drafts.extend(more)
-
-    for command in state.urgent:
-        write(*settle_urgent(provisional, command))
-    turn = provisional.turn
-    if turn is not None and lost > lost_limit:
-        write(*end_turn(provisional, TurnFailed(turn.commands, "abandoned", {"owners_lost": lost})))
-    elif turn is not None and overtaken(provisional):
-        write(*end_turn(provisional, TurnInterrupted(turn.commands, overtaken(provisional), "overtaken by a message")))
-    elif turn is not None and not provisional.stopped:
-        write(*interrupt_calls(provisional, "owner lost"))
-    then = _then(provisional)
-    if then.needs_loop and turn is None and lost > lost_limit:
-        then = Then.GIVE_UP
-    return Plan(tuple(drafts), then)
-
-
-def _then(state: Fold) -> Then:
-    if state.stopped:
-        return Then.HALT
-    if state.urgent:
-        return Then.WORK
-    if state.turn is not None and state.turn.waiting:
-        return Then.START if state.asked_to_start else Then.WAIT
-    if state.turn is not None:
-        return Then.RESUME
-    if state.queue:
-        return Then.WORK
-    return Then.START if state.asked_to_start else Then.REST
-
-
-def settle_urgent(state: Fold, command: Event) -> tuple[Draft, ...]:
-    """The drafts that settle a ``now`` command of the core without a loop; none for a kind that only a loop knows."""
-    match command.kind:
-        case "start":
-            return (_done(command),)
-        case "stop":
-            ends = _interrupted_by(state, command, "stopped")
-            refused = [c for c in state.queue if command.body.get("queue") is True and c.seq < command.seq]
-            return (
-                *ends,
-                *(draft(CommandSettled(c.seq, Outcome.REFUSED, {"reason": "stopped"})) for c in refused),
-                draft(Stopped(command.seq)),
-                _done(command),
-            )
-        case "interrupt":
-            begun_before = state.turn is not None and state.turn.seq < command.seq
-            ends = _interrupted_by(state, command, "interrupted") if begun_before else ()
-            return (*ends, _done(command))
-        case "answer":
-            return _answer(state, command)
-        case _:
-            return ()
-
-
-def _answer(state: Fold, command: Event) -> tuple[Draft, ...]:
-    turn = state.turn
-    wanted = command.body.get("ask")
-    if turn is None or turn.ask is None or (wanted is not None and wanted != turn.ask):
-        return (draft(CommandSettled(command.seq, Outcome.REFUSED, {"reason": "nothing waits for this answer"})),)
-    answer = command.body.get("answer", command.body.get("text"))
-    return (draft(TurnResumed(turn.attempt, turn.ask, answer, command.seq), turn.id), _done(command))
-
-
-def _done(command: Event) -> Draft:
-    return draft(CommandSettled(command.seq, Outcome.DONE))
-
-
-def _interrupted_by(state: Fold, command: Event, reason: str) -> tuple[Draft, ...]:
-    if state.turn is None:
-        return ()
-    return end_turn(state, TurnInterrupted(state.turn.commands, command.seq, reason))
-
-
-def interrupt_calls(state: Fold, reason: str, *, idempotent_too: bool = False) -> tuple[Draft, ...]:
-    """One ``call_interrupted`` for each open call that will not run again."""
-    if state.turn is None:
-        return ()
-    cut = [c for c in state.turn.calls.values() if idempotent_too or not c.idempotent]
-    return tuple(draft(CallInterrupted(c.call, reason), state.turn.id) for c in cut)
-
-
-def end_turn(state: Fold, end: TurnCompleted | TurnFailed | TurnInterrupted) -> tuple[Draft, ...]:
-    """The end of the open turn, after an outcome for each of its open calls: no turn ends over one (rule 13)."""
-    assert state.turn is not None, "a turn is open"
-    return (*interrupt_calls(state, "turn ended", idempotent_too=True), draft(end, state.turn.id))
-
-
-def overtaken(state: Fold) -> int | None:
-    """The message that interrupts the open turn under the policy ``interrupt``, if one has come."""
-    if state.turn is None or state.policy is not Policy.INTERRUPT:
-        return None
-    began = state.turn.seq
-    return next((int(c.seq) for c in state.queue if c.kind == "message" and c.seq > began), None)
-
-
-def checked(state: Fold, drafts: Sequence[Draft]) -> Fold:
-    """The fold after `drafts` are appended behind `state`, judged before they are sent.
-
-    :raises JournalError: the journal would break a rule of its kind.
-    """
-    epoch = Epoch(state.epoch)
-    return fold(state, (d.stored(state.seq + 1 + i, epoch, Instant(0.0)) for i, d in enumerate(drafts)))
-
-
-__all__ = [
-    "LOST_LIMIT",
-    "Fold",
-    "Foreign",
-    "OpenCall",
-    "OpenTurn",
-    "Plan",
-    "Record",
-    "Settle",
-    "Status",
-    "Then",
-    "TurnState",
-    "checked",
-    "end_turn",
-    "fold",
-    "interrupt_calls",
-    "overtaken",
-    "plan",
-    "settle_urgent",
-    "settlement",
-    "status",
-    "turn_id",
-]

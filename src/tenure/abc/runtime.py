@@ -1,0 +1,134 @@
+"""The contract of runtimes and their providers."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
+
+from tenure.journal import Json, JsonObject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+
+# --- runtimes -------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RuntimeSpec:
+    """What to provision. `name` is unique per store, conversation and epoch; `workspace` per store and conversation."""
+
+    name: str
+    workspace: str
+    conversation: str
+    settings: JsonObject = field(default_factory=dict[str, Json])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command in a runtime did. Output is cut at a limit, from the middle, and says so in `truncated`."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
+    timed_out: bool = False
+
+    def as_json(self) -> dict[str, Json]:
+        return {
+            "exit_code": self.exit_code,
+            "stdout": self.stdout,
+            "stderr": self.stderr,
+            "truncated": self.truncated,
+            "timed_out": self.timed_out,
+        }
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """The place where tools run: a workspace of files and the processes of one epoch."""
+
+    name: str
+
+    async def run(
+        self, command: str | Sequence[str], *, timeout_s: float | None = None, stdin: str | None = None
+    ) -> Ran:
+        """Run a command in the workspace: a string through the shell, a sequence as it is."""
+        ...
+
+    async def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes:
+        """The content of a file of the workspace.
+
+        :raises FileNotFoundError: no such file. :raises InvalidInputError: the path leaves the workspace, or the file is larger.
+        """
+        ...
+
+    async def write(self, path: str, content: bytes | str) -> None:
+        """Write a file of the workspace, making its folders."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """The workspace as a path of this machine, or null if it is elsewhere."""
+        ...
+
+
+class RuntimeFailure(Exception):
+    """A provider says no, with its own reason. `permanent`: trying again as it is will not help. `step` names where."""
+
+    def __init__(self, reason: str, *, step: str = "provision", permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.step = step
+        self.permanent = permanent
+
+
+class RuntimeProvider(abc.ABC):
+    """Makes runtimes. Everything is idempotent by name; the name is journaled before :meth:`provision` is called.
+
+    Only the runtime that the journal calls current is ever attached; only what the journal calls discarded, lost or
+    superseded, or what belongs to a deleted conversation, is ever destroyed (rule 14).
+    """
+
+    kind: str
+    outlives_node: bool = False
+    """Whether a runtime lives on without the node that provisioned it, so that another one can attach to it."""
+
+    @abc.abstractmethod
+    async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> Runtime:
+        """Make the runtime, or find the one of that name; return when it answers. `progress` names each step.
+
+        :raises RuntimeFailure: with the provider's own reason.
+        """
+
+    @abc.abstractmethod
+    async def configure(self, runtime: Runtime, credentials: Mapping[str, str]) -> None:
+        """Give the runtime its credentials; idempotent. Values go nowhere else.
+
+        :raises RuntimeFailure: with the provider's own reason, never with a value.
+        """
+
+    @abc.abstractmethod
+    async def attach(self, spec: RuntimeSpec) -> Runtime | None:
+        """The living runtime of that name, or null if it is gone for good.
+
+        :raises RuntimeFailure: it could not be found out.
+        """
+
+    @abc.abstractmethod
+    async def discard(self, name: str, workspace: str | None = None) -> None:
+        """Destroy the runtime's processes; with `workspace` also its files. Gone already is fine.
+
+        :raises RuntimeFailure: it may still be there.
+        """
+
+    @abc.abstractmethod
+    async def list(self) -> Sequence[tuple[str, str]]:
+        """(name, conversation) of every runtime of this store that the provider has; for the reaper."""
+
+    def kill_now(self) -> None:  # noqa: B027 - optional
+        """Kill the process groups of this node's runtimes, at once and from any thread: trust has ended. Default: none."""

@@ -1,0 +1,42 @@
+"""What it means: the record, the status, the fold of a journal, and the plan for a new owner.
+
+All of it is pure. The node reads a journal, folds it, asks :func:`plan` what is to be done, and does it. The same
+functions judge a batch before it is sent (a batch that the fold refuses is never written) and any journal afterwards.
+"""
+
+from tenure.conversation.folding import Fold, OpenCall, OpenTurn, checked, fold, settlement
+from tenure.conversation.planning import (
+    LOST_LIMIT,
+    Plan,
+    Then,
+    end_turn,
+    interrupt_calls,
+    overtaken,
+    plan,
+    settle_urgent,
+    turn_id,
+)
+from tenure.conversation.record import Record, Settle, Status, TurnState, status
+
+__all__ = [
+    "LOST_LIMIT",
+    "Fold",
+    "OpenCall",
+    "OpenTurn",
+    "Plan",
+    "Record",
+    "Settle",
+    "Status",
+    "Then",
+    "TurnState",
+    "checked",
+    "end_turn",
+    "fold",
+    "interrupt_calls",
+    "overtaken",
+    "plan",
+    "settle_urgent",
+    "settlement",
+    "status",
+    "turn_id",
+]
