@@ -141,6 +141,9 @@ class Heartbeat:
                 self._lost("no renewal was confirmed in time")
                 return
             mark = window.trusted_until if stopped else window.stop_at
+            if stopped:  # given up for good: no further renewal, or nobody could take over
+                await self._wait(mark - now)
+                continue
             if now < due:
                 await self._wait(min(due, mark) - now)
                 continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import weakref
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Load
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
     from tenure.node.tenure import Means, Tenure
 
 log = logging.getLogger("tenure.node")
+
+
+_OF_THIS_PROCESS: weakref.WeakSet[Incarnation] = weakref.WeakSet()
+
+
+def _in_a_forked_child() -> None:
+    """A copy of this process holds nothing: two processes with one lease would be two owners (C24)."""
+    for incarnation in _OF_THIS_PROCESS:
+        incarnation.given_up = True
+
+
+os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 @final
@@ -36,6 +50,7 @@ class Incarnation:
         self.heartbeat: Heartbeat | None = None
         self.means: Means | None = None
         self.swept_s = 0.0
+        _OF_THIS_PROCESS.add(self)
 
     def trusts(self) -> bool:
         """Whether this incarnation may still act. From any thread."""

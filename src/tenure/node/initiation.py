@@ -262,11 +262,14 @@ def adopt(incarnation: Incarnation, held: Held) -> Tenure:
 async def hold(incarnation: Incarnation, tenure: Tenure) -> None:
     """Phases 2 and 3: hold the claim until the loop has ended, then release. Any failure releases at once."""
     try:
+        if tenure.record.agent not in tenure.means.agents:
+            await leave_to_others(tenure)
+            return
         todo = await fold_and_settle(tenure)
         if not todo.then.needs_loop:
             await let_go(tenure, todo)
             return
-        agent = _agent(tenure)
+        agent = tenure.means.agents[tenure.record.agent]
         runtime = await provision(tenure)  # 2
         reason = await start(tenure, agent, runtime)  # 3
         await release(tenure, reason)
@@ -287,6 +290,13 @@ async def hold(incarnation: Incarnation, tenure: Tenure) -> None:
             tenure.ready.set_result(None)
         if incarnation.table.get(tenure.conversation_id) is tenure:
             del incarnation.table[tenure.conversation_id]
+
+
+async def leave_to_others(tenure: Tenure) -> None:
+    """Claimed by name, but this node has no such agent: put back as it was, and no failure (R24)."""
+    await tenure.catch_up(snapshot=True)
+    await tenure.release(Reason.DRAINED)
+    tenure.ready.set_exception(NodeUnavailableError(f"this node has no agent named {tenure.record.agent!r}"))
 
 
 async def fold_and_settle(tenure: Tenure) -> Plan:
@@ -418,15 +428,6 @@ async def _discard(tenure: Tenure, name: str) -> None:
             await tenure.means.provider.discard(name)
     except (RuntimeFailure, TimeoutError, OSError) as error:
         log.warning("runtime %s is left to the reaper: %s", name, error)
-
-
-def _agent(tenure: Tenure) -> AgentLoop:
-    agent = tenure.means.agents.get(tenure.record.agent)
-    if agent is None:
-        raise ProvisioningError(
-            tenure.conversation_id, "agent", f"this node has no agent named {tenure.record.agent!r}"
-        )
-    return agent
 
 
 def _means(incarnation: Incarnation) -> Means:
