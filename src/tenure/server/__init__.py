@@ -1,0 +1,6 @@
+"""The HTTP face of a node: ``create_app(node)`` for uvicorn, or to be mounted in anybody's ASGI app."""
+
+from tenure.server.app import close_streams, create_app
+from tenure.server.wire import Bounds
+
+__all__ = ["Bounds", "close_streams", "create_app"]

@@ -1,0 +1,90 @@
+"""All routes on one screen.
+
+Any node serves any conversation: commands go to the journal, streams come from it. There is no redirect and no
+sticky routing, and nothing here holds state that another node would need.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from tenure.server.cluster import Cluster
+from tenure.server.commands import Commands
+from tenure.server.conversations import Conversations
+from tenure.server.guard import Guard
+from tenure.server.problems import answer_with_problems
+from tenure.server.schema import describe, replies
+from tenure.server.strict import StrictRoute
+from tenure.server.watch import Watches
+from tenure.server.wire import (
+    AcceptedShape,
+    Bounds,
+    ConversationShape,
+    ConversationsShape,
+    DrainShape,
+    EventsShape,
+    HealthShape,
+    LoopInfoShape,
+    NodeShape,
+    SettledShape,
+)
+
+if TYPE_CHECKING:
+    from tenure.node import Node
+
+VERSION = version("tenure")
+ONE, COMMAND = "/conversations/{id}", {202: AcceptedShape, 200: SettledShape}
+
+
+def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
+    """The HTTP face of a node, to be served or mounted in anybody's ASGI app. It does not own the node.
+
+    Call :func:`close_streams` when the process is to end: a server waits for open streams.
+    """
+    bounds = bounds or Bounds()
+    app = FastAPI(title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name)
+    app.router.route_class = StrictRoute
+    app.state.bounds = bounds
+    app.state.watches = watches = Watches(node.store, bounds.streams)
+    conversations = Conversations(node, watches, bounds)
+    commands = Commands(node, watches, bounds)
+    cluster = Cluster(node)
+    routes: list[tuple[str, str, Any, dict[int, Any]]] = [
+        ("POST", "/conversations", conversations.create, {201: ConversationShape, 200: ConversationShape}),
+        ("GET", "/conversations", conversations.list, {200: ConversationsShape}),
+        ("GET", ONE, conversations.show, {200: ConversationShape}),
+        ("PATCH", ONE, conversations.change, {200: ConversationShape}),
+        ("DELETE", ONE, conversations.delete, {204: None}),
+        ("GET", f"{ONE}/events", conversations.events, {200: EventsShape}),
+        ("GET", f"{ONE}/stream", conversations.stream, {200: "stream"}),
+        ("POST", f"{ONE}/messages", commands.message, COMMAND),
+        ("POST", f"{ONE}/interrupt", commands.interrupt, COMMAND),
+        ("POST", f"{ONE}/stop", commands.stop, COMMAND),
+        ("POST", f"{ONE}/answer", commands.answer, COMMAND),
+        ("POST", f"{ONE}/start", commands.start, {200: LoopInfoShape, 202: LoopInfoShape}),
+        ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
+        ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
+        ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),
+        ("GET", "/healthz", cluster.healthz, {200: HealthShape}),
+        ("GET", "/readyz", cluster.readyz, {200: HealthShape}),
+    ]
+    for method, path, endpoint, shapes in routes:
+        app.add_api_route(path, endpoint, methods=[method], **replies(shapes))
+    answer_with_problems(app)
+    describe(app, keyed=bool(node.config.api_key))
+    if node.config.api_key:
+        app.add_middleware(Guard, api_key=node.config.api_key)
+    return app
+
+
+def _name(route: APIRoute) -> str:
+    return route.name
+
+
+def close_streams(app: FastAPI) -> None:
+    """End every stream (with a last word) and every wait of this app, now and from now on."""
+    app.state.watches.close()

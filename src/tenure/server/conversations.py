@@ -1,0 +1,257 @@
+"""Conversations as such: create, list, show, change, delete, read. None of it needs a claim or a living owner (G8)."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Annotated, assert_never, final
+
+from fastapi import Header, Query, Response
+
+from tenure.abc import Accepted, Amended, Creation, Deleted, Duplicate, Filters, Stale, Submit, Unknown
+from tenure.conversation import Status
+from tenure.errors import ConversationDeletedError, InvalidInputError, UnknownConversationError
+from tenure.journal import Command, Delivery, JsonObject, canonical
+from tenure.server.commands import accepted
+from tenure.server.problems import Problem
+from tenure.server.stream import EventStream, Place
+from tenure.server.strict import the_key, the_user
+from tenure.server.watch import Watches, epoch_at, find, read
+from tenure.server.wire import (
+    Bounds,
+    Changes,
+    Cursor,
+    ForUser,
+    InPath,
+    KeyHeader,
+    Name,
+    NewConversation,
+    PageLimit,
+    conversation_shape,
+    event_text,
+    json_reply,
+)
+
+if TYPE_CHECKING:
+    from tenure.conversation import Record
+    from tenure.journal import Json
+    from tenure.node import Node
+
+TRIES = 5
+"""How often a compare-and-swap is tried again when somebody else was faster."""
+CHUNK = 50
+"""Events read at a time, so that a page of large ones ends early."""
+
+type ListCursor = Annotated[str | None, Query(max_length=300, pattern=r"^[\x21-\x7e]+$")]
+type After = Annotated[
+    Cursor, Query(description="`seq`, or `seq:epoch`: 409 `rewound` if another epoch is in force there.")
+]
+type Kinds = Annotated[list[Name], Query(max_length=50, description="Only these kinds; may be repeated.")]
+type ETag = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"?[0-9]{1,15}"?)$')]
+type LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^([0-9]{1,15}(:[0-9]{1,15})?)?$")]
+
+
+@final
+class Conversations:
+    """The routes of a conversation's life and of its journal."""
+
+    def __init__(self, node: Node, watches: Watches, bounds: Bounds) -> None:
+        self.node = node
+        self.store = node.store
+        self.watches = watches
+        self.bounds = bounds
+
+    async def create(self, body: NewConversation, user_id: ForUser = None, key: KeyHeader = None) -> Response:
+        """Create a conversation, and send its first message in the same step. Repeating it is safe.
+
+        201 when it is new, 200 when this user has it already with the same (or no) settings, else 409.
+        """
+        user = the_user(user_id, body.user_id)
+        key = the_key(body.key, body.message and body.message.key, key)
+        conversation = body.id or _derived_id(user, key)
+        creation = Creation(
+            agent=body.agent,
+            default_agent=self.node.default_agent,
+            user_id=user,
+            settings=await self._checked(body.agent or self.node.default_agent, body.settings),
+            policy=body.policy,
+            title=body.title,
+            metadata=body.metadata,
+        )
+        command = None
+        if body.message is not None:
+            message = body.message.command_body()
+            command = Command("message", message, key or secrets.token_hex(16), Delivery.TURN)
+        result = accepted(conversation, await self.node.submit(Submit(conversation, command, creation)))
+        new = isinstance(result, Accepted) and result.created
+        shape = await self._shape(result.record, alone=True)
+        if command is not None:
+            shape |= {"seq": result.seq, "duplicate": isinstance(result, Duplicate)}
+        return _one(201 if new else 200, shape)
+
+    async def list(
+        self,
+        user_id: ForUser = None,
+        status: Status | None = None,
+        owner: Name | None = None,
+        agent: Name | None = None,
+        limit: PageLimit = 100,
+        cursor: ListCursor = None,
+    ) -> Response:
+        """Conversations in order of creation. A page may be short, even empty; only a null cursor is the end."""
+        try:
+            page = await self.store.list(Filters(user_id, owner, agent), cursor, limit)
+        except (ValueError, OverflowError):
+            raise InvalidInputError("cursor", "is none of this store's", "use next_cursor of the last page") from None
+        shapes = [await self._shape(record) for record in page.items]
+        shown = [
+            shape
+            for shape in shapes
+            if status in (None, shape["status"]) and (owner is None or shape["owner"] is not None)
+        ]
+        return json_reply(200, {"conversations": shown, "next_cursor": page.cursor})
+
+    async def show(self, conversation: InPath, user_id: ForUser = None) -> Response:
+        """A conversation: what it does, and who owns it, if somebody alive does."""
+        return _one(200, await self._shape(await find(self.store, conversation, user_id), alone=True))
+
+    async def change(
+        self, conversation: InPath, body: Changes, user_id: ForUser = None, if_match: ETag = None
+    ) -> Response:
+        """Change title, metadata or settings (for the next turn). With `version` or ``If-Match``, only that version."""
+        changes = body.named()
+        expected = _version(body.version, if_match)
+        record = await find(self.store, conversation, the_user(user_id, body.user_id))
+        if body.settings is not None:
+            changes = {**changes, "settings": await self._checked(record.agent, body.settings)}
+        for _ in range(TRIES):
+            if expected not in (None, record.version):
+                break
+            result = await self.store.amend(conversation, record.version, changes)
+            match result:
+                case Amended(record):
+                    return _one(200, await self._shape(record, alone=True))
+                case Stale(record):
+                    continue
+                case Deleted():
+                    raise ConversationDeletedError(conversation)
+                case Unknown():
+                    raise UnknownConversationError(conversation)
+                case _:
+                    assert_never(result)
+        raise _stale("version", f"is {record.version} by now", 412 if expected is not None else 409)
+
+    async def delete(self, conversation: InPath, user_id: ForUser = None) -> Response:
+        """Delete it for good; its id is never used again. Deleting twice is fine."""
+        try:
+            record = await find(self.store, conversation, user_id)
+        except ConversationDeletedError:
+            return Response(status_code=204)
+        for _ in range(TRIES):
+            result = await self.store.delete(conversation, record.epoch, user_id or "operator")
+            match result:
+                case Deleted():
+                    return Response(status_code=204)
+                case Stale(record):
+                    continue
+                case Unknown():
+                    raise UnknownConversationError(conversation)
+                case _:
+                    assert_never(result)
+        raise _stale("epoch", f"moved on while deleting, to {record.epoch}", 409)
+
+    # --- the journal ------------------------------------------------------------------------------------------------
+
+    async def events(
+        self, conversation: InPath, user_id: ForUser = None,
+        after: After = "0", limit: PageLimit = 100, kind: Kinds = [],  # noqa: B006 - declared, not shared
+    ) -> Response:  # fmt: skip
+        """A page of the journal. A page may be short; there is more while `next_after` is below `last_seq`."""
+        place = Place.parse(after)
+        head = (await read(self.store, conversation, place.after, 1, user_id=user_id)).record.head
+        if place.cursor_epoch is not None:
+            await self._refuse_rewound(conversation, place, head)
+        texts: list[str] = []
+        size, seq = 0, place.after
+        while len(texts) < limit and size < self.bounds.page_bytes:
+            part = min(CHUNK, limit - len(texts), self.store.limits.page)
+            reading = await read(self.store, conversation, seq, part, kind, user_id)
+            head = reading.record.head
+            for event in reading.events:
+                texts.append(event_text(event))
+                size, seq = size + len(texts[-1]), event.seq
+            if len(reading.events) < part:
+                seq = max(seq, head)
+                break
+        return json_reply(200, {"last_seq": head, "next_after": seq}, texts)
+
+    async def _refuse_rewound(self, conversation: str, place: Place, head: int) -> None:
+        if place.after <= head and await epoch_at(self.store, conversation, place.after) == place.cursor_epoch:
+            return
+        remedy = "read the journal anew, from 0"
+        raise Problem(
+            409, "rewound", "The store was rewound", f"the journal at {place.after} is not what it was; {remedy}",
+            field="after", limit="must be a cursor of this journal", remedy=remedy, last_seq=head,
+        )  # fmt: skip
+
+    async def stream(
+        self, conversation: InPath, user_id: ForUser = None,
+        after: After = "0", last_event_id: LastEventId = None,
+    ) -> Response:  # fmt: skip
+        """The journal from a cursor on, as it grows, with deltas. ``Last-Event-ID`` wins over `after`: it is newer."""
+        place = Place.parse(last_event_id or after)
+
+        async def start() -> Place:
+            await find(self.store, conversation, user_id)
+            return place
+
+        return EventStream(self.watches, self.bounds, conversation, start)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _shape(self, record: Record, *, alone: bool = False) -> dict[str, Json]:
+        status, owner = await self.node.describe(record)
+        shape = conversation_shape(record, status, owner)
+        return {**shape, "settings": record.settings} if alone else shape
+
+    async def _checked(self, agent: str, settings: JsonObject | None) -> JsonObject | None:
+        """The settings as the agent keeps them. In a mixed fleet the agent may be known to other nodes only.
+
+        :raises InvalidInputError: nobody alive knows the agent, or it refuses the settings.
+        """
+        here = self.node.agents.get(agent)
+        if here is not None:
+            return None if settings is None else here.check(settings)
+        living = (await self.node.living()).values()
+        known = {name for one in living if not one.dead for name in one.about.agents} | set(self.node.agents)
+        if agent not in known:
+            raise InvalidInputError(
+                "agent", f"no node runs it (known: {', '.join(sorted(known))})", "name one of these"
+            )
+        return settings
+
+
+def _derived_id(user: str | None, key: str | None) -> str:
+    """A retried creation, on whichever node, makes the same conversation (rule 18)."""
+    if key is None:
+        return f"c-{secrets.token_hex(16)}"
+    return f"c-{hashlib.sha256(canonical([user, key]).encode()).hexdigest()[:32]}"
+
+
+def _one(status: int, shape: dict[str, Json]) -> Response:
+    reply = json_reply(status, shape)
+    reply.headers["ETag"] = f'"{shape["version"]}"'
+    return reply
+
+
+def _version(in_body: int | None, if_match: str | None) -> int | None:
+    in_header = None if if_match in (None, "*") else int(if_match.strip('"'))
+    if in_body is not None and in_header not in (None, in_body):
+        raise InvalidInputError("version", "the body and the header If-Match differ", "give one version")
+    return in_header if in_body is None else in_body
+
+
+def _stale(field: str, limit: str, status: int) -> Problem:
+    remedy = "read the conversation again, then decide"
+    title = "Somebody else was faster"
+    return Problem(status, "stale", title, f"{field} {limit}; {remedy}", field=field, limit=limit, remedy=remedy)

@@ -1,0 +1,346 @@
+"""What travels: the shapes of requests and replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, final
+
+from fastapi import Header, Path, Query, Response
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from tenure.errors import InvalidInputError, Owner
+from tenure.journal import Event, Json, JsonObject, Policy, canonical
+
+if TYPE_CHECKING:
+    from tenure.conversation import Record, Status
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of the server, in bytes and seconds."""
+
+    body_bytes: int = 1_310_720
+    """A request's body; above the store's limit for one event, so that a message of that size passes."""
+    page_bytes: int = 4 << 20
+    """A page of events ends when it is larger than this."""
+    start_wait_s: float = 15.0
+    comment_s: float = 15.0
+    """A silent stream says that it lives."""
+    poll_s: float = 1.5
+    """Streams look this often also when no hint comes."""
+    slow_s: float = 30.0
+    """A reader that takes nothing for this long is cut; it resumes by its cursor."""
+    streams: int = 10_000
+    """Streams and waiting requests at the same time."""
+
+
+# --- strings --------------------------------------------------------------------------------------------------------
+
+_PLAIN = r"^[^\x00-\x1f\x7f]*$"
+
+type PlainText = Annotated[str, StringConstraints(max_length=500, pattern=_PLAIN)]
+type Name = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PLAIN)]
+type ConversationId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+type Cursor = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,15}(:[0-9]{1,15})?$")]
+
+type InPath = Annotated[ConversationId, Path(alias="id", description="The conversation's id.")]
+type NodeInPath = Annotated[Name, Path(description="The node's name.")]
+type ForUser = Annotated[
+    Name | None, Query(alias="user_id", description="Act for this user; without it, for the operator.")
+]
+type KeyHeader = Annotated[
+    Name | None, Header(alias="Idempotency-Key", description="The same key is the same command, on every node.")
+]
+type WaitS = Annotated[
+    float | None,
+    Query(ge=0, le=60, allow_inf_nan=False, description="Wait so many seconds for the command to be settled."),
+]
+type PageLimit = Annotated[int, Query(ge=1, le=1000)]
+
+METADATA_BYTES = 16_384
+
+
+def _small(metadata: JsonObject) -> JsonObject:
+    if len(canonical(metadata)) > METADATA_BYTES:
+        raise ValueError(f"at most {METADATA_BYTES} bytes of JSON")
+    return metadata
+
+
+type JsonBody = dict[str, Any]
+type Metadata = Annotated[JsonBody, AfterValidator(_small)]
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+class Body(BaseModel):
+    """A request's body: no unknown fields, no conversions. `user_id` here is as good as in the query."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    user_id: Name | None = None
+
+
+class Keyed(Body):
+    """A command's body; the key may also stand in the header ``Idempotency-Key``."""
+
+    key: Name | None = None
+
+
+class NewMessage(Keyed):
+    """A message: `text`, or structured `content`, or both."""
+
+    text: Annotated[str, StringConstraints(min_length=1)] | None = None
+    content: Any = None
+
+    def command_body(self) -> JsonObject:
+        """The body of the ``message`` event: always a text, the content if it was given.
+
+        :raises InvalidInputError: neither was given.
+        """
+        if self.content is None:
+            if self.text is None:
+                raise InvalidInputError("text", "a message needs text or content", "give one of them")
+            return {"text": self.text}
+        return {"text": self.text if self.text is not None else text_of(self.content), "content": self.content}
+
+
+def text_of(content: Json) -> str:
+    """What of structured content can be read as text: itself, its ``text``, or the texts of its parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        text = content.get("text", "")
+        return text if isinstance(text, str) else ""
+    if isinstance(content, list):
+        parts = [text_of(part) for part in content if isinstance(part, str | dict)]
+        return "\n".join(part for part in parts if part)
+    return ""
+
+
+def _or_text(message: object) -> object:
+    return {"text": message} if isinstance(message, str) else message
+
+
+class NewConversation(Keyed):
+    """A conversation, and maybe its first message. Without an id one is made; from the key, if there is one."""
+
+    id: ConversationId | None = None
+    agent: Name | None = None
+    settings: JsonBody | None = None
+    message: Annotated[NewMessage, BeforeValidator(_or_text, json_schema_input_type=str | NewMessage)] | None = None
+    title: PlainText | None = None
+    metadata: Metadata | None = None
+    policy: Annotated[Policy | None, Field(strict=False)] = None
+
+
+class Changes(Body):
+    """What PATCH changes; what is not named stays. `metadata` and `settings` are replaced as a whole."""
+
+    title: PlainText | None = None
+    metadata: Metadata | None = None
+    settings: JsonBody | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+
+    def named(self) -> JsonObject:
+        """Only what was named.
+
+        :raises InvalidInputError: nothing was, or null where a value must stand.
+        """
+        changes = {
+            name: getattr(self, name) for name in ("title", "metadata", "settings") if name in self.model_fields_set
+        }
+        if not changes:
+            raise InvalidInputError("body", "names nothing to change", "give title, metadata or settings")
+        for name, value in changes.items():
+            if value is None and name != "title":
+                raise InvalidInputError(name, "must be an object, not null", "send {} to clear it")
+        return changes
+
+
+class Nothing(Keyed):
+    """A command that needs no words; ``{}`` or no body at all."""
+
+
+class Stop(Keyed):
+    """`queue`: also refuse the messages that wait."""
+
+    queue: bool = False
+
+
+class Answer(Keyed):
+    """The answer to what a turn waits for; `ask` names the question if there could be a doubt."""
+
+    ask: Name | None = None
+    answer: Any = None
+    text: str | None = None
+
+    def command_body(self) -> JsonObject:
+        """The body of the ``answer`` command.
+
+        :raises InvalidInputError: there is no answer in it, or two.
+        """
+        given = self.model_fields_set & {"answer", "text"}
+        if len(given) != 1:
+            raise InvalidInputError("answer", "exactly one of answer and text is needed", "give one of them")
+        body: dict[str, Json] = {name: getattr(self, name) for name in given}
+        return body if self.ask is None else {"ask": self.ask, **body}
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+class OwnerShape(TypedDict):
+    """Who holds a conversation, and for how long its node's lease still runs."""
+
+    node: str
+    incarnation: str
+    address: str
+    epoch: int
+    since: str
+    expires_in_s: float | None
+
+
+class ConversationShape(TypedDict):
+    """A conversation, as any node tells it. `owner` is null when nobody alive holds it."""
+
+    id: str
+    user_id: str | None
+    agent: str
+    status: str
+    agent_status: str | None
+    epoch: int
+    owner: OwnerShape | None
+    last_seq: int
+    title: str | None
+    metadata: JsonBody
+    policy: str
+    version: int
+    unsettled: int
+    retry_in_s: float | None
+    created_at: str
+    updated_at: str
+    settings: NotRequired[JsonBody]
+    seq: NotRequired[int]
+    duplicate: NotRequired[bool]
+
+
+class ConversationsShape(TypedDict):
+    """A page, in order of creation. It may be short; `next_cursor` is null at the end."""
+
+    conversations: list[ConversationShape]
+    next_cursor: str | None
+
+
+class EventShape(TypedDict):
+    """One entry of a journal. `epoch` is null for what no owner wrote; commands have `key` and `delivery`."""
+
+    seq: int
+    epoch: int | None
+    kind: str
+    at: str
+    turn: str | None
+    body: JsonBody
+    opens: NotRequired[list[str]]
+    closes: NotRequired[list[str]]
+    key: NotRequired[str]
+    delivery: NotRequired[str]
+
+
+class EventsShape(TypedDict):
+    """A page of a journal. `next_after` goes into the next request, also when there is nothing new yet."""
+
+    events: list[EventShape]
+    last_seq: int
+    next_after: int
+
+
+class AcceptedShape(TypedDict):
+    """Durable, at `seq`. `settled`: its effect stands in the journal."""
+
+    seq: int
+    duplicate: bool
+    settled: bool
+
+
+class SettledShape(AcceptedShape):
+    """`events` are those of the turn that settled the command (the last ones of a long turn, then `truncated`)."""
+
+    outcome: str
+    events: list[EventShape]
+    truncated: NotRequired[bool]
+
+
+class LoopInfoShape(TypedDict):
+    """The agent loop of a conversation. `here`: this node holds it."""
+
+    conversation_id: str
+    status: str
+    epoch: int
+    owner: OwnerShape | None
+    here: bool
+
+
+class NodeShape(TypedDict):
+    """An incarnation that is not buried. A negative `expires_in_s`: nobody renews it any more."""
+
+    node: str
+    incarnation: str
+    address: str
+    started_at: str
+    expires_in_s: float
+    owned: int
+    capacity: int
+    draining: bool
+    agents: list[str]
+
+
+class DrainShape(TypedDict):
+    """How many incarnations of that name were asked to drain."""
+
+    node: str
+    asked: int
+
+
+class HealthShape(TypedDict):
+    """The process answers; or it is ready for work."""
+
+    status: str
+
+
+def conversation_shape(record: Record, status: Status, owner: Owner | None) -> dict[str, Json]:
+    """The shape of a conversation in lists; one that is asked for alone also shows its settings."""
+    return {
+        "id": record.conversation,
+        "user_id": record.user_id,
+        "agent": record.agent,
+        "status": status.value,
+        "agent_status": record.agent_status,
+        "epoch": record.epoch,
+        "owner": owner and owner.as_json(),
+        "last_seq": record.head,
+        "title": record.title,
+        "metadata": record.metadata,
+        "policy": record.policy.value,
+        "version": record.version,
+        "unsettled": record.unsettled,
+        "retry_in_s": None if record.retry_in_s is None else round(record.retry_in_s, 3),
+        "created_at": record.created_at.isoformat(),
+        "updated_at": record.updated_at.isoformat(),
+    }
+
+
+def event_text(event: Event) -> str:
+    """An event as one line of JSON."""
+    return json.dumps(event.as_json(), ensure_ascii=False, separators=(",", ":"))
+
+
+def json_reply(status: int, parts: Json, events: list[str] | None = None) -> Response:
+    """A JSON reply; `events` are texts already, so that a large journal is not encoded twice."""
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    if events is not None:
+        text = f'{text[:-1]},"events":[{",".join(events)}]}}'
+    return Response(text.encode(), status, media_type="application/json")
