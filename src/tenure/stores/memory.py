@@ -91,13 +91,19 @@ class _Conversation:
 class _Follower:
     topics: frozenset[Topic]
     loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Hint]
+    queue: asyncio.Queue[Hint | None]
+    """What is to be told; null is the end of the stream."""
 
     def hand(self, hint: Hint) -> None:
         if self.queue.full():
             self.queue.get_nowait()
             hint = replace(hint, lapsed=True)
         self.queue.put_nowait(hint)
+
+    def end(self) -> None:
+        if self.queue.full():
+            self.queue.get_nowait()
+        self.queue.put_nowait(None)
 
 
 @final
@@ -121,12 +127,14 @@ class MemoryStore(Store):
         self.disk = disk or Disk()
         self.clock = clock or SystemClock()
         self.limits = limits or Limits()
+        self._following: list[_Follower] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        return None
+        for follower in self._following:
+            follower.end()
 
     def sibling(self) -> MemoryStore:
         return MemoryStore(self.disk, self.clock, self.limits)
@@ -285,7 +293,9 @@ class MemoryStore(Store):
         found = self.disk.conversations[conversation]
         old = found.snapshot or Snapshot(0)
         found.snapshot = Snapshot(
-            new.seq if new.fold is not None else old.seq, new.fold or old.fold, new.loop or old.loop
+            old.seq if new.fold is None else new.seq,
+            old.fold if new.fold is None else new.fold,
+            old.loop if new.loop is None else new.loop,
         )
 
     async def release_all(self, requests: Sequence[Release]) -> list[ReleaseResult]:
@@ -385,16 +395,18 @@ class MemoryStore(Store):
     @asynccontextmanager
     async def follow(self, topics: Sequence[Topic]) -> AsyncGenerator[AsyncIterator[Hint]]:
         follower = _Follower(frozenset(topics), asyncio.get_running_loop(), asyncio.Queue(1000))
+        self._following.append(follower)
         with self.disk.lock:
             self.disk.followers.append(follower)
 
         async def hints() -> AsyncIterator[Hint]:
-            while True:
-                yield await follower.queue.get()
+            while (hint := await follower.queue.get()) is not None:
+                yield hint
 
         try:
             yield hints()
         finally:
+            self._following.remove(follower)
             with self.disk.lock:
                 self.disk.followers.remove(follower)
 
