@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tenure.tenure")
 
+type Drafts = Sequence[Draft] | Callable[[Fold], Sequence[Draft]]
+
 SNAPSHOT_EVERY = 200
 """Events between two snapshots of the fold: what a takeover reads is bounded by this, not by the journal's age."""
 
@@ -166,6 +168,9 @@ class Tenure:
                 self.loop_state = reading.snapshot.loop
             snapshot = False
             self.fold = fold(self.fold, reading.events)
+            if self.fold.epoch != self.lease.epoch:  # somebody else has claimed, and maybe let go again
+                self.lose(f"epoch {self.fold.epoch} was claimed")
+                self.insist()
             if self.fold.seq >= reading.record.head or not reading.events:
                 return
 
@@ -213,27 +218,27 @@ class Tenure:
 
     async def append(
         self,
-        drafts: Sequence[Draft],
+        drafts: Drafts,
         state: JsonObject | None = None,
         *,
         unless: Callable[[], bool] | None = None,
     ) -> Appended:
         """Journal `drafts`, all or none; returns when durable. Not undone by the cancellation of its caller.
 
-        `unless` is asked when the batch's time has come: true refuses it (its turn has ended meanwhile).
+        What follows from the fold (the end of a turn) is given as a function of it, called when the batch's time has
+        come: an append whose caller was cancelled may be under way and open or close a call. `unless` is asked when the batch's time has come: true refuses it (its turn has ended meanwhile).
 
         :raises OwnershipLostError: refused: the tenure is over, or the work that wrote it.
         :raises JournalError: the batch would break the rules of its kind. :raises InvalidInputError: too large.
         """
-        return await settled(self.means.tasks.start(self._append(tuple(drafts), state, unless), "append"))
+        return await settled(self.means.tasks.start(self._append(drafts, state, unless), "append"))
 
-    async def _append(
-        self, drafts: tuple[Draft, ...], state: JsonObject | None, unless: Callable[[], bool] | None
-    ) -> Appended:
+    async def _append(self, given: Drafts, state: JsonObject | None, unless: Callable[[], bool] | None) -> Appended:
         async with self._door:
             self.insist()
             if unless is not None and unless():
                 raise OwnershipLostError(self.conversation_id, self.lease.epoch, "the turn has ended")
+            drafts = tuple(given(self.fold) if callable(given) else given)
             if self.mask is not None:
                 drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
             before = self.fold

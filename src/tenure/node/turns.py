@@ -27,7 +27,11 @@ from tenure.node.deltas import Deltas
 from tenure.node.turn import LiveTurn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tenure.abc import AgentLoop, LiveLoop
+    from tenure.conversation import Fold
+    from tenure.journal import Draft
     from tenure.node.tenure import Tenure
 
 log = logging.getLogger("tenure.turns")
@@ -145,7 +149,7 @@ class Turns:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if isinstance(error, OwnershipLostError):
             self._tenure.insist()
-        await self._tenure.append(end_turn(self._tenure.fold, _end(turn.commands, error)))
+        await self._tenure.append(lambda fold: end_turn(fold, _end(turn.commands, error)))
 
     async def _cut(self) -> None:
         """Cancel the turn's task and wait until it has ended; one that ignores it finds its turn closed."""
@@ -162,9 +166,8 @@ class Turns:
         by, turn = overtaken(self._tenure.fold), self._tenure.fold.turn
         if by is not None and turn is not None:
             await self._cut()
-            await self._tenure.append(
-                end_turn(self._tenure.fold, TurnInterrupted(turn.commands, by, "overtaken by a message"))
-            )
+            end = TurnInterrupted(turn.commands, by, "overtaken by a message")
+            await self._tenure.append(lambda fold: end_turn(fold, end))
 
     # --- commands that do not wait ----------------------------------------------------------------------------------
 
@@ -179,12 +182,16 @@ class Turns:
     async def _settle(self, command: Event) -> None:
         """A command of the core, with the same drafts that a new owner would write."""
         tenure = self._tenure
-        drafts = settle_urgent(tenure.fold, command)
-        if any(d.kind == TurnInterrupted.kind for d in drafts):
+        if any(d.kind == TurnInterrupted.kind for d in settle_urgent(tenure.fold, command)):
             await self._cut()
-            drafts = settle_urgent(tenure.fold, command)
+        written: list[Draft] = []
+
+        def drafts(state: Fold) -> Sequence[Draft]:
+            written[:] = settle_urgent(state, command)
+            return written
+
         await tenure.append(drafts)
-        for one in drafts:
+        for one in written:
             if one.kind == TurnResumed.kind and self._turn is not None:
                 self._turn.answered(str(one.body["ask"]), one.body["answer"])
 
