@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Self
 
 from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
 from tenure.clock import Clock, SystemClock
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from tenure.abc import AgentLoop, RuntimeProvider, Store
     from tenure.journal import JsonObject
+    from tenure.vault import Keys
 
 log = logging.getLogger("tenure.node")
 
@@ -42,13 +43,13 @@ SUBMIT_TRIES = 4
 DIRECTORY_S = 0.2
 
 
-@final
 class Node:
     """A member of the cluster, inside anybody's event loop.
 
     :param store: opened by the node if it is not open, and closed with it.
     :param agents: what this node can run, by name; the first is the default of a conversation that names none.
     :param provider: where runtimes come from.
+    :param keys: the cluster's keys, for secrets in the vault.
     :param threaded: false runs the heartbeat in this event loop, without witness and threads: for simulations.
     """
 
@@ -61,6 +62,7 @@ class Node:
         config: Config | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        keys: Keys | None = None,
         threaded: bool = True,
     ) -> None:
         if not agents:
@@ -69,6 +71,7 @@ class Node:
         self.agents = dict(agents)
         self.default_agent = next(iter(self.agents))
         self.provider = provider
+        self.keys = keys
         self.config = config or Config()
         self.clock: Clock = clock or SystemClock()
         self.rng = rng or random.Random()
@@ -167,6 +170,7 @@ class Node:
             agents=self.agents,
             provider=self.provider,
             identity=self._identity,
+            keys=self.keys,
             trusts=incarnation.trusts,
         )
         await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tenure.conversation import Record
     from tenure.journal import Draft, Event, JsonObject
     from tenure.lease import Lease
-    from tenure.node.credentials import Masking
+    from tenure.vault import Keys, Mask
 
 log = logging.getLogger("tenure.tenure")
 
@@ -65,6 +65,8 @@ class Means:
     provider: RuntimeProvider
     identity: str
     """The store's identity, as far as names of runtimes need it."""
+    keys: Keys | None
+    """The cluster's keys; null: no secret of a vault can be read here."""
     trusts: Callable[[], bool]
     """Whether this incarnation may still act; from any thread."""
 
@@ -83,7 +85,7 @@ class Tenure:
         self.loop_state: JsonObject | None = None
         self.agent_status: str | None = None
         self.step = "claimed"
-        self.mask: Masking | None = None
+        self.mask: Mask | None = None
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Resolved when the loop is live or there was nothing to start; or with what went wrong."""
         self.ready.add_done_callback(_retrieve)
