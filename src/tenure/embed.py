@@ -16,12 +16,10 @@ from tenure.abc import (
     Deleted,
     Duplicate,
     KeyReused,
-    Reading,
     Refused,
     Store,
     Submit,
     TooLarge,
-    Topic,
     Unknown,
 )
 from tenure.config import Config
@@ -34,6 +32,7 @@ from tenure.errors import (
 from tenure.journal import Command, Delivery
 from tenure.loops import function_loop, parse_agents
 from tenure.runtimes import open_provider
+from tenure.server.watch import Watch, read
 from tenure.stores import open_store
 from tenure.vault import Keys
 
@@ -123,30 +122,22 @@ class Node(_node.Node):
     async def events(self, conversation_id: str, after: int = 0, *, until: str | None = None) -> AsyncIterator[Event]:
         """The journal from `after` on, as it grows, whoever owns the conversation; ends behind an event of kind `until`.
 
-        :raises UnknownConversationError: there is none (any more).
+        :raises UnknownConversationError: there is none. :raises ConversationDeletedError: there is none any more.
         """
-        async with self.store.follow([Topic(Topic.CONVERSATION, conversation_id)]) as hints:
+        watch = Watch(self.store, conversation_id)
+        listening = self.tasks.start(watch.listen(), "events")
+        try:
             while True:
-                reading = await self.store.read(conversation_id, after)
-                if not isinstance(reading, Reading):
-                    raise UnknownConversationError(conversation_id)
+                reading = await read(self.store, conversation_id, after, 1000)
                 for event in reading.events:
                     yield event
                     if event.kind == until:
                         return
                     after = event.seq
                 if not reading.events:
-                    await _hint(hints)
-
-
-async def _hint(hints: AsyncIterator[object]) -> None:
-    import asyncio
-
-    try:
-        async with asyncio.timeout(POLL_S):
-            await anext(hints)
-    except TimeoutError:
-        return
+                    await watch.next(POLL_S)
+        finally:
+            listening.cancel()
 
 
 def loops(agents: Mapping[str, AgentLoop | AgentFunction] | Sequence[str], config: Config) -> dict[str, AgentLoop]:
