@@ -244,7 +244,8 @@ def _apply(state: Fold, event: Event) -> None:
             if event.epoch is None or event.epoch <= state.epoch:
                 raise JournalError(f"event {event.seq} claims epoch {event.epoch}, the journal is at {state.epoch}")
             state.epoch, state.owned, state.started = event.epoch, True, False
-            state.asked_to_start = body.why in ("start", "forced")
+            waits = any(command.kind == "start" for command in state.pending.values())
+            state.asked_to_start = waits or body.why in ("start", "forced")
         case Released():
             state.owned = state.started = state.asked_to_start = False
         case SettingsChanged():
