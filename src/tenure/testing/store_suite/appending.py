@@ -199,6 +199,14 @@ async def rule_05_a_repeated_batch_gets_the_first_answer(stage: Stage) -> None:
     assert (await stage.kinds(writer.lease.conversation)).count("note") == 2
 
 
+async def rule_05_the_next_number_with_the_same_content_is_another_batch(stage: Stage) -> None:
+    writer = await stage.owned()
+    for _ in range(2):
+        assert isinstance(await stage.store.append(writer.batch(note("the same"), seen=0)), Appended)
+        writer.number += 1
+    assert (await stage.kinds(writer.lease.conversation)).count("note") == 2
+
+
 async def rule_05_a_repeat_has_no_effect_of_its_own(stage: Stage) -> None:
     writer = await stage.owned()
     one = await stage.submit(writer.lease.conversation)

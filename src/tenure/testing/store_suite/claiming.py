@@ -206,6 +206,14 @@ async def c3_late_copy_of_a_forced_takeover(stage: Stage) -> None:
     await again.append(note())
 
 
+async def c1_a_token_identifies_only_with_its_incarnation(stage: Stage) -> None:
+    writer, other = await stage.owned(), await stage.node()
+    conversation = writer.lease.conversation
+    request = stage.claiming(conversation, other, 1, token=writer.lease.token)
+    assert isinstance(await stage.store.claim(request), Elsewhere), "who knows the token of another's lease has none"
+    await writer.append(note())
+
+
 # takeover
 
 

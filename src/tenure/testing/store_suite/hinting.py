@@ -120,14 +120,11 @@ async def each_follower_has_a_stream_of_its_own(stage: Stage) -> None:
 
 async def who_does_not_listen_is_told_what_is_newest_or_that_something_lapsed(stage: Stage) -> None:
     """Bounded: a follower that reads nothing for a long time costs nobody anything, and then still knows to look."""
-    flood = 1500
+    flood = 1501
     stage.store = await stage.another(Limits(unsettled=flood))
     conversation = await stage.conversation()
     async with stage.store.follow([_of(conversation)]) as hints:
-        for _ in range(3):
-            await stage.store.submit_all(
-                [Submit(conversation, message(stage.key())) for _ in range(flood // 3)],
-            )
+        await stage.store.submit_all([Submit(conversation, message(stage.key())) for _ in range(flood)])
         head = (await stage.record(conversation)).head
         await awaited(hints, lambda hint: hint.lapsed or hint.head == head)
 

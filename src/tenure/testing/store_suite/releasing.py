@@ -10,7 +10,7 @@ from tenure.conversation import Settle, TurnState
 from tenure.journal import Released, read_body
 from tenure.lease import new_token
 from tenure.testing.store_suite.appending import forged
-from tenure.testing.store_suite.stage import OPEN, expect, note
+from tenure.testing.store_suite.stage import IDLE, OPEN, expect, note
 
 if TYPE_CHECKING:
     from tenure.testing.store_suite.stage import Stage, Writer
@@ -24,7 +24,7 @@ async def a_release_clears_the_owner_and_says_so_in_the_journal(stage: Stage) ->
     conversation = writer.lease.conversation
     await writer.append(settle=OPEN)
     stage.clock.advance(1)
-    farewell = writer.farewell(note("last words"), reason=Reason.DRAINED)
+    farewell = writer.farewell(note("last words"), settle=IDLE, reason=Reason.DRAINED)
     done = expect(ReleasedNow, await stage.store.release(farewell))
     record = await stage.record(conversation)
     assert (record.owner, record.token, record.started, record.epoch) == (None, None, False, 1)

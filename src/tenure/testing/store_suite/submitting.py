@@ -197,10 +197,14 @@ async def rule_18_a_key_lives_as_long_as_the_journal(stage: Stage) -> None:
 
 async def rule_18_the_same_key_with_another_body_is_refused(stage: Stage) -> None:
     conversation = await stage.conversation()
-    first = expect(Accepted, await stage.store.submit(Submit(conversation, message("k", "one"))))
-    for other in (message("k", "two"), command("interrupt", "k", {"text": "one"})):
-        assert await stage.store.submit(Submit(conversation, other)) == KeyReused(first.seq)
+    one, other = message("k", "one"), command("interrupt", "k", {"text": "one"})
+    first = expect(Accepted, await stage.store.submit(Submit(conversation, one)))
+    for reused in (message("k", "two"), other):
+        assert await stage.store.submit(Submit(conversation, reused)) == KeyReused(first.seq)
     assert await stage.unchanged(conversation, first.record)
+    conversation = await stage.conversation()
+    first = expect(Accepted, await stage.store.submit(Submit(conversation, other)))
+    assert await stage.store.submit(Submit(conversation, one)) == KeyReused(first.seq), "the kind counts as well"
 
 
 async def a_key_belongs_to_its_conversation(stage: Stage) -> None:
@@ -345,7 +349,10 @@ async def a_start_while_one_is_unsettled_is_that_one(stage: Stage) -> None:
     first = await stage.submit(writer.lease.conversation, "start")
     again = Submit(writer.lease.conversation, command("start", "another key"))
     assert expect(Duplicate, await stage.store.submit(again)).seq == first.seq
-    await writer.append(settle=replace(IDLE, settled=(first.seq,)), seen=first.seq)
+    other = await stage.submit(writer.lease.conversation, "interrupt")
+    await writer.append(settle=replace(IDLE, settled=(other.seq,)), seen=other.seq)
+    assert expect(Duplicate, await stage.store.submit(again)).seq == first.seq, "another command was settled"
+    await writer.append(settle=replace(IDLE, settled=(first.seq,)))
     assert expect(Accepted, await stage.store.submit(again)).seq > first.seq, "settled: a new one is a new one"
 
 
