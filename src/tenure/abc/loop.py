@@ -87,6 +87,9 @@ class Turn(Protocol):
     async def journal(self, drafts: Sequence[Draft], state: JsonObject | None = None) -> Appended:
         """Append events of this turn; `state` replaces the loop's part of the snapshot. Returns when durable.
 
+        Batches stand in the journal in the order in which they were handed over. One that was handed over is written
+        also when its caller is cancelled meanwhile.
+
         :raises OwnershipLostError: refused: stop at once. :raises JournalError: the events break the rules of calls.
         :raises InvalidInputError: an event is too large, or has a kind of the core that loops may not write.
         """
