@@ -84,7 +84,8 @@ class Claimer:
         for node in await self._means.store.nodes():
             if node.dead or node.incarnation == self._incarnation.id:
                 continue
-            if node.expires_in_s <= 0:
+            # More than a ttl left: the store's clock was set back. Asking clamps it, or the dead would live on (C23).
+            if node.expires_in_s <= 0 or node.expires_in_s > self._means.config.ttl_s:
                 await self._means.store.bury(node.incarnation, Death.EXPIRED)
             else:
                 soonest = min(soonest, node.expires_in_s)

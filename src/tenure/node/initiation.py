@@ -62,7 +62,7 @@ from tenure.node.turns import Turns
 if TYPE_CHECKING:
     from tenure.abc import AgentLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
-    from tenure.conversation import Record, Status
+    from tenure.conversation import Fold, Record, Status
     from tenure.errors import Owner
     from tenure.journal import Draft
     from tenure.node.incarnation import Incarnation
@@ -313,7 +313,9 @@ async def let_go(tenure: Tenure, todo: Plan) -> None:
     """Nothing here needs a loop."""
     if todo.then is Then.GIVE_UP:
         failure = StartFailed("start", f"{tenure.record.lost} owners were lost while starting it", permanent=True)
-        await tenure.release(Reason.FAILED, [*_discarding(tenure, "failed"), draft(failure)], failed=True)
+        await tenure.release(
+            Reason.FAILED, lambda fold: [*_discarding(tenure, fold, "failed"), draft(failure)], failed=True
+        )
     else:
         await release(tenure, Reason.STOPPED if todo.then is Then.HALT else Reason.IDLE)
 
@@ -382,23 +384,22 @@ async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
 
 async def release(tenure: Tenure, reason: Reason) -> None:
     """Let go; a runtime that cannot outlive its node is discarded, and the journal says so before it happens."""
+    await tenure.release(reason, lambda fold: _discarding(tenure, fold, reason.value))
     name = tenure.fold.runtime
-    discarding = _discarding(tenure, reason.value)
-    await tenure.release(reason, discarding)
-    if name is not None and discarding:
+    if name is not None and _discarding(tenure, tenure.fold, reason.value):
         await _discard(tenure, name)
 
 
 async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
     """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
-    means, name = tenure.means, tenure.fold.runtime
+    means = tenure.means
     back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
     reason = tenure.masked(failure.reason)
     told = draft(StartFailed(failure.step, reason, failure.permanent))
     try:
         await tenure.release(
             Reason.FAILED,
-            [*_discarding(tenure, "failed"), told],
+            lambda fold: [*_discarding(tenure, fold, "failed"), told],
             failed=failure.permanent,
             retry_in_s=back_off,
         )
@@ -408,14 +409,15 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
         log.exception("could not release a failed start", extra={"conversation": tenure.conversation_id})
         tenure.lose(f"could not be released: {error}")
     else:
-        if name is not None:
-            await _discard(tenure, name)
+        if tenure.fold.runtime is not None:
+            await _discard(tenure, tenure.fold.runtime)
     if not tenure.ready.done():
         tenure.ready.set_exception(failure)
 
 
-def _discarding(tenure: Tenure, reason: str) -> list[Draft]:
-    name = tenure.fold.runtime
+def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
+    """Asked when the release's time has come: the append that names the runtime may still have been under way."""
+    name = fold.runtime
     if name is None or (tenure.means.provider.outlives_node and reason != "failed"):
         return []
     return [draft(RuntimeDiscarded(name, reason))]

@@ -23,12 +23,12 @@ class Tasks:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], None] = {}  # in order: a set of tasks has none that a seed can repeat
 
     def start[T](self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Start a task whose end somebody awaits; if nobody does, its exception is logged."""
         task = asyncio.create_task(work, name=name)
-        self._running.add(task)
+        self._running[task] = None
         task.add_done_callback(self._ended)
         return task
 
@@ -50,7 +50,7 @@ class Tasks:
         return self.start(keep(), name)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+        self._running.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("task ended with %r", error, extra={"task": task.get_name()})
 

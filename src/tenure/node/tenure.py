@@ -300,23 +300,26 @@ class Tenure:
     async def release(
         self,
         reason: Reason,
-        drafts: Sequence[Draft] = (),
+        drafts: Drafts = (),
         *,
         failed: bool = False,
         retry_in_s: float | None = None,
     ) -> None:
         """Let go; the last append of this tenure. With `failed`: for good, until a command comes.
 
+        `drafts` as in :meth:`append`; afterwards the fold moves no more.
+
         :raises OwnershipLostError: it was not ours to release.
         """
-        work = self._release(reason, tuple(drafts), failed, retry_in_s)
+        work = self._release(reason, drafts, failed, retry_in_s)
         await settled(self.means.tasks.start(work, "release"))
 
-    async def _release(self, reason: Reason, drafts: tuple[Draft, ...], failed: bool, retry_in_s: float | None) -> None:
+    async def _release(self, reason: Reason, given: Drafts, failed: bool, retry_in_s: float | None) -> None:
         async with self._door:
             self.insist()
             self.state = TenureState.RELEASING
             before = self.fold
+            drafts = tuple(given(before) if callable(given) else given)
             batch = self._batch(before, checked(before, drafts), drafts, None)
             if failed and batch.settle is not None:
                 batch = replace(batch, settle=replace(batch.settle, failed=True, runnable=False))
