@@ -209,34 +209,44 @@ class Commands:
 
     async def _started(self, conversation: str, seq: int) -> Response:
         """200 as soon as a living owner's loop has started; 202 when the wait ends first."""
+        settlement = Settlement(self.node.store, conversation, seq)
         async with self.watches.watch(conversation) as watch:
             try:
                 async with asyncio.timeout(self.bounds.start_wait_s):
-                    started = await self._wait_for_loop(watch, Settlement(self.node.store, conversation, seq))
+                    started = await self._wait_for_loop(watch, settlement)
             except TimeoutError:
                 started = False
-        return json_reply(200 if started else 202, (await self.node.info(conversation)).as_json())
+        info = (await self.node.info(conversation)).as_json()
+        if started:
+            return json_reply(200, info)
+        failure = await self._failure(settlement)
+        return json_reply(202, info if failure is None else {**info, "failure": failure.reason})
 
     async def _wait_for_loop(self, watch: Watch, settlement: Settlement) -> bool:
         while not watch.closed:
             try:
-                record = await find(self.node.store, settlement.conversation, None)
+                record = await find(self.node.store, settlement.conversation)
                 status, owner = await self.node.describe(record)
-                if owner is not None and record.started and await settlement.found():
-                    return True
-                if status is Status.FAILED:
-                    await self._raise_failure(settlement)
+                if await settlement.found():
+                    if owner is not None and record.started:
+                        return True
+                    # Nobody owns it, nothing is wanted, and it was settled: nobody will try again by himself.
+                    failure = await self._failure(settlement) if status in (Status.FAILED, Status.IDLE) else None
+                    if failure is not None:
+                        raise failure
             except StoreUnavailableError:
                 pass
             await watch.next(self.bounds.poll_s)
         return False
 
-    async def _raise_failure(self, settlement: Settlement) -> None:
+    async def _failure(self, settlement: Settlement) -> ProvisioningError | None:
+        """The last start that failed since the command, with its provider's own reason."""
         reading = await read(self.node.store, settlement.conversation, settlement.command, 100, ["start_failed"])
         for event in reversed(reading.events):
             body = read_body(event)
             if isinstance(body, StartFailed):
-                raise ProvisioningError(settlement.conversation, body.step, body.reason, permanent=body.permanent)
+                return ProvisioningError(settlement.conversation, body.step, body.reason, permanent=body.permanent)
+        return None
 
 
 def _command(kind: str, body: JsonObject, key: str | None) -> Command:

@@ -168,24 +168,27 @@ class Conversations:
     ) -> Response:  # fmt: skip
         """A page of the journal. A page may be short; there is more while `next_after` is below `last_seq`."""
         place = Place.parse(after)
-        head = (await read(self.store, conversation, place.after, 1, user_id=user_id)).record.head
         if place.cursor_epoch is not None:
-            await self._refuse_rewound(conversation, place, head)
+            await self._refuse_rewound(conversation, place, user_id)
         texts: list[str] = []
-        size, seq = 0, place.after
-        while len(texts) < limit and size < self.bounds.page_bytes:
+        size, seq, head, more = 0, place.after, 0, True
+        while more and len(texts) < limit:
             part = min(CHUNK, limit - len(texts), self.store.limits.page)
             reading = await read(self.store, conversation, seq, part, kind, user_id)
             head = reading.record.head
             for event in reading.events:
                 texts.append(event_text(event))
                 size, seq = size + len(texts[-1]), event.seq
-            if len(reading.events) < part:
-                seq = max(seq, head)
-                break
+                if size >= self.bounds.page_bytes:
+                    break
+            else:
+                if len(reading.events) < part:
+                    seq = max(seq, head)  # also past what the filter left out
+            more = size < self.bounds.page_bytes and len(reading.events) == part
         return json_reply(200, {"last_seq": head, "next_after": seq}, texts)
 
-    async def _refuse_rewound(self, conversation: str, place: Place, head: int) -> None:
+    async def _refuse_rewound(self, conversation: str, place: Place, user_id: str | None) -> None:
+        head = (await find(self.store, conversation, user_id)).head
         if place.after <= head and await epoch_at(self.store, conversation, place.after) == place.cursor_epoch:
             return
         remedy = "read the journal anew, from 0"

@@ -275,13 +275,14 @@ class SettledShape(AcceptedShape):
 
 
 class LoopInfoShape(TypedDict):
-    """The agent loop of a conversation. `here`: this node holds it."""
+    """The agent loop of a conversation. `here`: this node holds it. `failure`: why the last try did not succeed."""
 
     conversation_id: str
     status: str
     epoch: int
     owner: OwnerShape | None
     here: bool
+    failure: NotRequired[str]
 
 
 class NodeShape(TypedDict):
