@@ -113,6 +113,7 @@ class SimProcess:
             work.close()
             raise ProcessLookupError(f"{self.name} is dead")
         task = self.spawn(work)
+        task.add_done_callback(_heard)  # maybe by nobody else
         await asyncio.wait([task, self.ended], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ProcessLookupError(f"{self.name} was killed")
@@ -172,6 +173,11 @@ class SimProcess:
         remains, self._remains = self._remains, []
         for task in remains:
             _close_quietly(task)
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def _close_quietly(task: asyncio.Task[Any]) -> None:
@@ -294,10 +300,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._closed = True
         self._ready.clear()
         self._timers.clear()
-        for task in outside:
-            _close_quietly(task)
-        for process in self._processes:
-            process.unwind()
+        asyncio._set_running_loop(self)  # so that what they still try to start meets the closed loop
+        try:
+            for task in outside:
+                _close_quietly(task)
+            for process in self._processes:
+                process.unwind()
+        finally:
+            asyncio._set_running_loop(None)
 
     # scheduling
 
