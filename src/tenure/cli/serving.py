@@ -1,0 +1,232 @@
+"""One node as a process: ``tenure serve``. Its arrival and, above all, its departure.
+
+::
+
+    SIGTERM ──> not ready; turns go on, commands and reads are answered ──> streams closed ──> socket closed ──> exit 0
+       |            at most drain_s, then hand-over at a step boundary          |                                  |
+       |<--------------------------- at most drain_s + 10 s, or the watchdog ends the process -------------------->|
+
+A second signal changes nothing. Whatever hangs (a loop, a thread, a reader), leaving is never worse than ``kill -9``:
+the watchdog is a thread of the C library that needs neither the event loop nor the interpreter's lock, and the witness
+buries whoever ends like that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, final
+
+import uvicorn
+
+from tenure.cli.compose import compose, local_url, located
+from tenure.cli.exits import Exit
+from tenure.errors import InvalidInputError
+from tenure.server import close_streams, create_app
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from fastapi import FastAPI
+
+    from tenure.config import Config
+    from tenure.node import Node
+
+log = logging.getLogger("tenure.serve")
+
+GRACE_S = 10.0
+"""What the departure gets beyond drain_s; then the watchdog ends the process."""
+HAND_OVER_S = 7.0
+"""Of these: for turns to come to a step boundary and for their release; then streams are closed whatever is left."""
+LAST_REPLIES_S = 1
+"""And for replies under way when the socket is closed."""
+CLOSE_S = 1.0
+"""And for the store to be closed."""
+READY_POLL_S = 0.02
+
+
+def run(config: Config, agents: Sequence[str]) -> NoReturn:
+    """Be a node until told to leave. Ends the process.
+
+    :raises TenureError: it could not become one; the message says why.
+    """
+    asyncio.run(_serve(config, agents))
+    raise AssertionError("the process has ended")
+
+
+async def _serve(config: Config, agents: Sequence[str]) -> None:
+    departure = Departure(config.drain_s)
+    with departure.on_signals(), _listening(config.host, config.port) as listener:
+        config = located(config, listener.getsockname()[1])
+        node = compose(config, agents)
+        _end(await _live(node, listener, departure))
+
+
+async def _live(node: Node, listener: socket.socket, departure: Departure) -> Exit:
+    told = asyncio.create_task(departure.told.wait(), name="told to leave")
+    entering = asyncio.create_task(node.__aenter__(), name="enter")
+    await asyncio.wait([told, entering], return_when=asyncio.FIRST_COMPLETED)
+    if not entering.done():  # told to leave before the store had answered: nothing is held
+        entering.cancel()
+        await asyncio.wait([entering])
+        return Exit.OK
+    await entering
+    app = create_app(node)
+    server = _Server(_uvicorn_config(app))
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    announcing = asyncio.create_task(_announce(node, server), name="announce")
+    drained = asyncio.create_task(node.drained.wait(), name="drained on request")
+    stuck = asyncio.create_task(node.stuck.wait(), name="stuck")
+    await asyncio.wait([told, serving, drained, stuck], return_when=asyncio.FIRST_COMPLETED)
+    announcing.cancel()
+    departure.begin()
+    if serving.done() and (error := serving.exception()) is not None:
+        log.error("the HTTP server ended: %s", error)
+    code = Exit.FAILED if serving.done() else Exit.OK
+    if not stuck.done():
+        await _leave(node, app, stuck)
+    close_streams(app)
+    server.should_exit = True
+    await asyncio.wait([serving], timeout=LAST_REPLIES_S + 0.5)
+    return Exit.STUCK if stuck.done() else await _close(node, code)
+
+
+async def _leave(node: Node, app: FastAPI, stuck: asyncio.Task[Any]) -> None:
+    """Drain, while the socket is still open; returns when nothing is held, or too little time is left to wait."""
+    draining = asyncio.create_task(node.drain(), name="drain")
+    limit_s = node.config.drain_s + HAND_OVER_S
+    await asyncio.wait([draining, stuck], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        log.error("not everything was released within %g s; the takeover is left to the others", limit_s)
+
+
+async def _close(node: Node, code: Exit) -> Exit:
+    """Let the store go. What does not end by now is ended with the process."""
+    closing = asyncio.create_task(node.__aexit__(None, None, None), name="close")
+    done, _ = await asyncio.wait([closing], timeout=CLOSE_S)
+    if not done:
+        log.error("the node could not be closed in time")
+        return code or Exit.FAILED
+    if (error := closing.exception()) is not None:
+        log.error("closing the node failed: %r", error)
+        return code or Exit.FAILED
+    return code
+
+
+async def _announce(node: Node, server: _Server) -> None:
+    """Say that the node is ready, for programs on standard output, once it is."""
+    while not server.started or node.readiness():  # noqa: ASYNC110 - neither of the two tells
+        await asyncio.sleep(READY_POLL_S)
+    url = local_url(node.config.host, node.config.port)
+    log.info("ready", extra={"url": url, "node": node.config.node, "agents": ",".join(node.agents)})
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"ready {url} node={node.config.node}", flush=True)
+
+
+def _end(code: Exit) -> NoReturn:
+    """End the process. An agent's thread that goes on must not keep it: nothing of it is accepted any more."""
+    log.info("left", extra={"exit": int(code)})
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+# --- being told to leave --------------------------------------------------------------------------------------------
+
+
+@final
+class Departure:
+    """The first signal begins it, and with it the watchdog; further ones change nothing."""
+
+    def __init__(self, drain_s: float) -> None:
+        self.told = asyncio.Event()
+        self._limit_s = drain_s + GRACE_S
+        self._begun = False
+
+    def begin(self) -> None:
+        """From here on the process ends in time, whatever happens."""
+        if not self._begun:
+            self._begun = True
+            # Dumps where every thread stands and exits 1: in a thread of its own, without the interpreter's lock.
+            faulthandler.dump_traceback_later(self._limit_s, exit=True)
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Generator[None]:
+        """Leave on SIGTERM and SIGINT, and when the terminal goes (unless that was to be ignored, as under nohup)."""
+        loop = asyncio.get_running_loop()
+
+        def leave(number: int, _: object) -> None:
+            # Runs between two instructions, also while agent code blocks the event loop: the watchdog starts here.
+            self.begin()
+            loop.call_soon_threadsafe(self._tell, signal.Signals(number))
+
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, leave) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, was in before.items():
+                signal.signal(number, was)
+            faulthandler.cancel_dump_traceback_later()
+
+    def _tell(self, number: signal.Signals) -> None:
+        if self.told.is_set():
+            log.info("leaving already; %s changes nothing", number.name)
+            return
+        log.info("%s: leaving, within %g s", number.name, self._limit_s)
+        self.told.set()
+
+
+# --- the socket and the server --------------------------------------------------------------------------------------
+
+
+@final
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would close the socket at once and give up on open streams."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_REPLIES_S,
+    )
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket]:
+    """A socket on host and port, bound before the node registers: its address holds the port that was chosen.
+
+    :raises InvalidInputError: the host is none of this machine's, or the port is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise InvalidInputError("host", f"{host!r} is no address of this machine: {error}", "set TENURE_HOST") from None
+    family, _, _, _, address = found[0]
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            why = f"cannot listen on {host}:{port}: {error.strerror}"
+            raise InvalidInputError("port", why, "choose another with --port, or 0 for a free one") from None
+        listener.setblocking(False)
+        yield listener

@@ -1,0 +1,106 @@
+"""The command tree: every command on one screen, its options beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from tenure.cli import settings as s
+from tenure.cli.exits import EXPLAINED, Exit, exit_code, line
+from tenure.cli.logs import log_to_stderr
+from tenure.config import Config
+from tenure.errors import TenureError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Commands(TyperGroup):
+    """Turns what a command raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TenureError as error:
+            typer.echo(f"tenure: {line(error)}", err=True)
+            raise typer.Exit(exit_code(error)) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+tree = typer.Typer(
+    name="tenure",
+    cls=Commands,
+    help="One owner per agent conversation, on a cluster of servers, through crashes.",
+    epilog=EXPLAINED,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tenure {version('tenure')}")
+        raise typer.Exit(Exit.OK)
+
+
+@tree.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and nothing else.")
+    ] = False,
+) -> None: ...
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+@tree.command()
+def serve(
+    store: s.Store = None,
+    node: s.Node = None,
+    host: s.Host = None,
+    port: s.Port = None,
+    agent: s.Agents = None,
+    address: s.Address = None,
+    insecure: s.Insecure = None,
+    ttl_s: s.TtlS = None,
+    capacity: s.Capacity = None,
+    idle_s: s.IdleS = None,
+    drain_s: s.DrainS = None,
+    sweep_s: s.SweepS = None,
+    start_timeout_s: s.StartTimeoutS = None,
+    turn_timeout_s: s.TurnTimeoutS = None,
+    call_timeout_s: s.CallTimeoutS = None,
+    lost_limit: s.LostLimit = None,
+    backoff_s: s.BackoffS = None,
+    reap_s: s.ReapS = None,
+    runtime: s.Runtime = None,
+    workspaces: s.Workspaces = None,
+    witness: s.Witness = None,
+    blocked_loop_s: s.BlockedLoopS = None,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="TENURE_LOG_LEVEL", help="From which level on to log.")
+    ] = "info",
+    log_json: Annotated[bool, typer.Option(envvar="TENURE_LOG_JSON", help="Log JSON lines to standard error.")] = False,
+) -> None:
+    """Be a node of the cluster until SIGTERM or SIGINT, then drain and leave.
+
+    Prints `ready URL node=NAME` on standard output once it is. A second signal changes nothing. It exits with 0 after
+    a drain (also one that was asked for with `tenure drain`), at most ten seconds after --drain-s; with 75 if a loop
+    did not end after the loss of its lease.
+    """
+    given = dict(locals())
+    from tenure.cli.compose import mask_of  # here: programs that only ask need no server
+    from tenure.cli.serving import run
+
+    settings = {part.name: given.get(part.name) for part in dataclasses.fields(Config)}
+    config = Config.from_environment(os.environ, **settings)
+    log_to_stderr(mask_of(config, os.environ), level=log_level, as_json=log_json)
+    run(config, s.agents_of(agent, os.environ))
