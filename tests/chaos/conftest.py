@@ -1,0 +1,25 @@
+"""Chaos runs real processes: each test gets time on a noisy machine, and the logs of its nodes when it fails."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "chaos" in str(item.path) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call" and report.failed and "tmp_path" in getattr(item, "funcargs", {}):
+        for log in sorted(item.funcargs["tmp_path"].rglob("*.log")):
+            report.sections.append((f"log of {log.stem}", log.read_text(errors="replace")[-6000:]))

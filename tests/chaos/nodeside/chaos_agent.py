@@ -1,0 +1,112 @@
+"""What runs inside the nodes of the chaos suite: an agent whose tools leave traces, and numbered points to die at.
+
+``CRASH_AT=before:turn_started`` kills the process (SIGKILL, by itself) just before the write that carries that event is
+handed to the store; ``after:`` when the store has executed it and nobody has heard so yet. ``tool`` is inside a call.
+Only conversations whose id begins with ``crash`` are meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import tenure
+from tenure.abc import Death
+from tenure.stores.sqlite import SqliteStore
+
+POINT = os.environ.get("CRASH_AT", "")
+EFFECTS = Path(os.environ["CHAOS_EFFECTS"])
+
+
+def crash(moment: str, what: str, conversation: str) -> None:
+    if POINT == f"{moment}:{what}" and conversation.startswith("crash"):
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+
+def note(**line: object) -> None:
+    """One line, written at once: O_APPEND keeps lines of several processes whole."""
+    with EFFECTS.open("a") as file:
+        file.write(json.dumps({"pid": os.getpid(), **line}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def work(text: str, conversation: str, idempotency_key: str) -> str:
+    crash("before", "tool", conversation)
+    note(tool="work", key=idempotency_key, conversation=conversation)
+    crash("after", "tool", conversation)
+    return text.upper()
+
+
+async def look(conversation: str, idempotency_key: str) -> str:
+    note(tool="look", key=idempotency_key, conversation=conversation)
+    return "seen"
+
+
+async def agent(turn):
+    for message in turn.messages:
+        order = message.content if isinstance(message.content, dict) else {}
+        if "sleep_s" in order:
+            await asyncio.sleep(order["sleep_s"])
+        if "block_s" in order:
+            time.sleep(order["block_s"])  # what bad code does: the whole event loop stands still
+        if "hold_gil_s" in order:
+            ctypes.PyDLL(None).usleep(int(order["hold_gil_s"] * 1e6))  # and this stops every thread
+        try:
+            worked = await turn.call("work", work, message.text, turn.conversation_id)
+        except tenure.CallInterrupted:
+            worked = None
+        if "between_s" in order:
+            await turn.call("pause", asyncio.sleep, order["between_s"], idempotent=True)
+        seen = await turn.call("look", look, turn.conversation_id, idempotent=True)
+        await turn.emit("reply", {"text": message.text, "worked": worked, "seen": seen})
+
+
+# --- dying at a numbered point --------------------------------------------------------------------------------------
+
+
+def _dies(name: str, conversation_of, kinds_of) -> None:
+    original = getattr(SqliteStore, name)
+
+    async def wrapped(self, requests):
+        for request in requests:
+            for kind in kinds_of(request):
+                crash("before", kind, conversation_of(request))
+        results = await original(self, requests)
+        for request in requests:
+            for kind in kinds_of(request):
+                crash("after", kind, conversation_of(request))
+        return results
+
+    setattr(SqliteStore, name, wrapped)
+
+
+def _dies_burying() -> None:
+    original = SqliteStore.bury
+
+    async def bury(self, incarnation, why):
+        if why is Death.RETIRED:
+            crash("before", "retire", "crash")
+        answer = await original(self, incarnation, why)
+        if why is Death.RETIRED:
+            crash("after", "retire", "crash")
+        return answer
+
+    SqliteStore.bury = bury
+
+
+if POINT:
+    _dies("claim_all", lambda r: r.conversation, lambda r: ["claimed"])
+    _dies("append_all", lambda r: r.lease.conversation, lambda r: [d.kind for d in r.drafts])
+    _dies(
+        "release_all",
+        lambda r: r.batch.lease.conversation,
+        lambda r: [*(d.kind for d in r.batch.drafts), "released"],
+    )
+    _dies_burying()

@@ -1,0 +1,65 @@
+"""SIGSTOP past the ttl, then SIGCONT: the zombie's late writes are refused, and the journal does not know it."""
+
+from __future__ import annotations
+
+from world import world
+
+from tenure.stores import open_store
+
+
+async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_path):
+    async with world(tmp_path, ttl_s=1.0) as one:
+        first, second = one.node("first"), one.node("second")
+        await first.start()
+        await one.create("c", first)
+        await one.http.post(f"{first.url}/conversations/c/start", params={"here": "true"}, json={})
+        await one.send("c", "hello", first, between_s=1.5)
+        await one.event("c", "call_finished")  # the call `pause` is next: frozen between two appends
+        first.freeze()
+        await second.start()
+        taken = await one.event("c", "claimed", count=2)
+        await one.event("c", "turn_completed", after=taken.seq)
+        before = [e.as_json() for e in await one.events("c")]
+
+        first.thaw()
+
+        async def given_up() -> bool:
+            return "incarnation given up" in first.log
+
+        await one.until(given_up, "the zombie to find out")
+        await one.quiescent()
+        after = [e.as_json() for e in await one.events("c")]
+        assert after == before, "the journal is identical with and without the zombie"
+        assert [e["epoch"] for e in before if e["kind"] == "claimed"] == [1, 2]
+        [node] = [n for n in await one.get("/nodes", second) if n["node"] == "second"]
+        assert node["owned"] >= 0
+        again = await one.send("c", "again", first)  # the thawed process is a new incarnation, and serves anybody
+        await one.event("c", "turn_completed", after=again["seq"])
+        await one.judge()
+
+
+async def test_a_frozen_zombie_is_refused_by_the_store_itself(tmp_path):
+    """With trust taken out of the game (an hour's ttl on the zombie's side would hold it), the fence alone refuses:
+    a forced takeover deposes a frozen owner whose lease has long to live."""
+    async with world(tmp_path, ttl_s=60.0) as one:
+        first, second = one.node("first"), one.node("second")
+        await first.start()
+        await second.start()
+        await one.create("c", first)
+        await one.http.post(f"{first.url}/conversations/c/start", params={"here": "true"}, json={})
+        await one.send("c", "hello", first, between_s=1.0)
+        await one.event("c", "call_finished")
+        first.freeze()
+        await one.post("/conversations/c/takeover", {}, second)
+        await one.event("c", "turn_completed")
+        before = [e.as_json() for e in await one.events("c")]
+        first.thaw()
+        async with open_store(one.store_url) as store:
+
+            async def refused():
+                return [r for r in await store.refusals("c") if r.lease.epoch == 1]
+
+            refusals = await one.until(refused, "the refusal of the zombie's write")
+        assert refusals[0].operation == "append"
+        assert [e.as_json() for e in await one.events("c")] == before
+        await one.judge()
