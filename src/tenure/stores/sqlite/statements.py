@@ -1,4 +1,4 @@
-"""Every statement that the store runs, by name. Parameters are positional, in the order of the text.
+"""Every statement that the store runs, by name. Parameters are positional, but where one is used twice.
 
 Each finds its rows through an index (a test asks the planner): nothing is proportional to what is stored or idle.
 """
@@ -45,10 +45,10 @@ WHERE user_id = ? AND deleted = 0 AND created_no > ? ORDER BY created_no LIMIT ?
 LIST_OF_OWNER: Final = f"""
 SELECT created_no, {ROW} FROM conversations WHERE created_no IN (
     SELECT created_no FROM (
-        SELECT created_no FROM conversations WHERE owner = ?1 AND created_no > ?2 ORDER BY created_no LIMIT ?3)
+        SELECT created_no FROM conversations WHERE owner = :owner AND created_no > :after ORDER BY created_no LIMIT :limit)
     UNION SELECT created_no FROM (
-        SELECT created_no FROM conversations WHERE owner_node = ?1 AND created_no > ?2 ORDER BY created_no LIMIT ?3)
-) ORDER BY created_no LIMIT ?3
+        SELECT created_no FROM conversations WHERE owner_node = :owner AND created_no > :after ORDER BY created_no LIMIT :limit)
+) ORDER BY created_no LIMIT :limit
 """
 
 # The dead among the owners of wanted conversations: skips from owner to owner through the index.
@@ -116,8 +116,8 @@ INSERT_REFUSAL: Final = """
 INSERT INTO refusals (conversation, at, incarnation, epoch, token, operation) VALUES (?, ?, ?, ?, ?, ?)
 """
 TRIM_REFUSALS: Final = """
-DELETE FROM refusals WHERE conversation = ?1 AND no <= (
-    SELECT no FROM refusals WHERE conversation = ?1 ORDER BY no DESC LIMIT 1 OFFSET ?2)
+DELETE FROM refusals WHERE conversation = :conversation AND no <= (
+    SELECT no FROM refusals WHERE conversation = :conversation ORDER BY no DESC LIMIT 1 OFFSET :kept)
 """
 REFUSALS: Final = """
 SELECT refusals.at, id, refusals.incarnation, refusals.epoch, refusals.token, refusals.operation

@@ -213,7 +213,7 @@ class Transaction:
     def _log_refusal(self, kept: _Kept, lease: Lease, operation: str) -> None:
         who = (lease.incarnation, lease.epoch, lease.token)
         self.connection.execute(sql.INSERT_REFUSAL, (kept.created_no, self.now.unix_s, *who, operation))
-        self.connection.execute(sql.TRIM_REFUSALS, (kept.created_no, self.limits.refusals))
+        self.connection.execute(sql.TRIM_REFUSALS, {"conversation": kept.created_no, "kept": self.limits.refusals})
 
     def submit(self, request: Submit) -> Submitted:
         found = self.find(request.conversation)

@@ -123,7 +123,8 @@ class View:
         if filters.user_id is not None:
             return self._all(sql.LIST_OF_USER, filters.user_id, after, limit)
         if filters.owner is not None:
-            return self._all(sql.LIST_OF_OWNER, filters.owner, after, limit)
+            named = {"owner": filters.owner, "after": after, "limit": limit}
+            return self._connection.execute(sql.LIST_OF_OWNER, named).fetchall()
         return self._all(sql.LIST_ALL, after, limit)
 
     def wanted(self, me: IncarnationId | None, agents: Sequence[str], cursor: str | None, limit: int) -> Page[Wanted]:
