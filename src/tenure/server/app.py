@@ -75,7 +75,10 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     for method, path, endpoint, shapes in routes:
         app.add_api_route(path, endpoint, methods=[method], **replies(shapes))
     answer_with_problems(app)
-    describe(app, keyed=bool(node.config.api_key))
+    shapes = {
+        str(shape): shape for *_, of_route in routes for shape in of_route.values() if shape not in (None, "stream")
+    }
+    describe(app, shapes.values(), keyed=bool(node.config.api_key))
     if node.config.api_key:
         app.add_middleware(Guard, api_key=node.config.api_key)
     return app

@@ -15,7 +15,7 @@ from tenure.journal import Command, Delivery, JsonObject, canonical
 from tenure.server.commands import accepted
 from tenure.server.problems import Problem
 from tenure.server.stream import EventStream, Place
-from tenure.server.strict import the_key, the_user
+from tenure.server.strict import the_key, the_user, too_large
 from tenure.server.watch import Watches, epoch_at, find, read
 from tenure.server.wire import (
     Bounds,
@@ -220,8 +220,11 @@ class Conversations:
     async def _checked(self, agent: str, settings: JsonObject | None) -> JsonObject | None:
         """The settings as the agent keeps them. In a mixed fleet the agent may be known to other nodes only.
 
-        :raises InvalidInputError: nobody alive knows the agent, or it refuses the settings.
+        :raises InvalidInputError: nobody alive knows the agent, or it refuses the settings. :raises Problem: too large.
         """
+        limit = self.store.limits.event_bytes - 1000  # they stand in an event, beside other things
+        if settings is not None and len(canonical(settings).encode()) > limit:
+            raise too_large("settings", f"at most {limit} bytes of JSON")
         here = self.node.agents.get(agent)
         if here is not None:
             return None if settings is None else here.check(settings)

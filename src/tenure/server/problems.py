@@ -180,7 +180,7 @@ def problem_of_validation(found: Sequence[Mapping[str, Any]]) -> Problem:
     for one in found[:10]:
         place = [str(part)[:64] for part in one["loc"][1:]] or [str(one["loc"][0])]
         limit, remedy = _limit(str(one["type"]), str(one["msg"])[:300], one.get("ctx") or {})
-        faults.append((".".join(place), limit, remedy))
+        faults.append((".".join(place) or '""', limit, remedy))
     field, limit, remedy = faults[0]
     listed: list[Json] = [{"field": f, "limit": x, "remedy": r} for f, x, r in faults]
     detail = f"{field}: {limit}; {remedy}"

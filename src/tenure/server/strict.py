@@ -61,7 +61,7 @@ def _faults(value: Any) -> Iterator[tuple[str, str, str]]:
             case float() if not math.isfinite(one):
                 yield path or "body", "is not a finite number", "send null or a string"
             case dict() | list() if depth > MAX_DEPTH:
-                yield path.partition(".")[0] or "body", f"nested deeper than {MAX_DEPTH} levels", "flatten it"
+                yield re.split(r"[.\[]", path)[0] or "body", f"nested deeper than {MAX_DEPTH} levels", "flatten it"
             case dict():
                 members = cast("dict[str, Any]", one)
                 if not all(map(_is_unicode, members)):
@@ -117,7 +117,9 @@ def refuse_unknown_parameters(request: Request, known: set[str]) -> None:
     for name in request.query_params:
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise InvalidInputError(name[:64], f"is no parameter of this route (known: {listed})", "leave it out")
+            raise InvalidInputError(
+                name[:64] or '""', f"is no parameter of this route (known: {listed})", "leave it out"
+            )
 
 
 async def _read(request: Request) -> Request:
