@@ -69,6 +69,7 @@ async def _serve(config: Config, agents: Sequence[str]) -> None:
 
 
 async def _live(node: Node, listener: socket.socket, departure: Departure) -> Exit:
+    app = create_app(node)  # before the node registers: it blocks the event loop for a while
     told = asyncio.create_task(departure.told.wait(), name="told to leave")
     entering = asyncio.create_task(node.__aenter__(), name="enter")
     await asyncio.wait([told, entering], return_when=asyncio.FIRST_COMPLETED)
@@ -77,7 +78,6 @@ async def _live(node: Node, listener: socket.socket, departure: Departure) -> Ex
         await asyncio.wait([entering])
         return Exit.OK
     await entering
-    app = create_app(node)
     server = _Server(_uvicorn_config(app))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     announcing = asyncio.create_task(_announce(node, server), name="announce")
