@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +43,7 @@ class World:
 
     def node(self, name: str, *, options: tuple[str, ...] = (), **environ: str) -> NodeProcess:
         """A node of this world, not yet started."""
+        path = os.pathsep.join(filter(None, [str(NODESIDE), os.environ.get("PYTHONPATH")]))
         return self.nodes.add(
             NodeProcess(
                 name,
@@ -49,7 +51,7 @@ class World:
                 folder=self.folder,
                 agents=["chaos_agent:agent"],
                 options=[*self._options, *options],
-                environ={"PYTHONPATH": str(NODESIDE), "CHAOS_EFFECTS": str(self.effects_file), **environ},
+                environ={"PYTHONPATH": path, "CHAOS_EFFECTS": str(self.effects_file), **environ},
                 cwd=NODESIDE,
             )
         )
