@@ -15,9 +15,9 @@ async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path):
         sent = await one.send("blocked", "stand still", first, block_s=4.0)
         await one.event("blocked", "turn_started")
         other = await one.send_new("other", "go on", second)
-        await one.event("other", "turn_completed", after=other["seq"])
+        await one.answered("other", other)
         assert not [e for e in await one.events("blocked") if e.kind == "turn_completed"], "it still stands"
-        await one.event("blocked", "turn_completed", after=sent["seq"])
+        await one.answered("blocked", sent)
         claims = [e.epoch for e in await one.events("blocked") if e.kind == "claimed"]
         assert claims == [1], "four ttls without the event loop, and the lease was kept"
         assert "event loop is blocked" in first.log

@@ -24,7 +24,7 @@ async def _dies(one: World, point: str, number: int, provoke) -> str:
     await provoke(one, victim, conversation)
     assert await victim.ended(60) == -9, f"the node did not die at {point}"
     after = await one.send(conversation, "after", survivor)
-    await one.event(conversation, "turn_completed", after=after["seq"])
+    await one.answered(conversation, after)
     return conversation
 
 

@@ -34,7 +34,7 @@ async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_p
         [node] = [n for n in await one.get("/nodes", second) if n["node"] == "second"]
         assert node["owned"] >= 0
         again = await one.send("c", "again", first)  # the thawed process is a new incarnation, and serves anybody
-        await one.event("c", "turn_completed", after=again["seq"])
+        await one.answered("c", again)
         await one.judge()
 
 

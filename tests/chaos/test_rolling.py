@@ -21,7 +21,7 @@ async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(tmp_path):
             sent = 0
             while rolling or sent < 3:
                 answer = await one.send(conversation, f"{conversation} {sent}", between_s=0.4)
-                await one.event(conversation, "turn_completed", after=answer["seq"])
+                await one.answered(conversation, answer)
                 sent += 1
             return sent
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tenure.journal import Event
+from tenure.journal import TURN_ENDS, Event
 from tenure.stores import open_store
 from tenure.testing import checker
 from tenure.testing.history import Attempt, Effect, History, Journal
@@ -145,6 +145,15 @@ class World:
             return found[count - 1] if len(found) >= count else None
 
         return await self.until(look, f"{count} × {kind} in {conversation}")
+
+    async def answered(self, conversation: str, sent: dict[str, Any]) -> Event:
+        """The end of the very turn that took the message."""
+
+        async def look() -> Event | None:
+            events = await self.events(conversation)
+            return next((e for e in events if e.kind in TURN_ENDS and sent["seq"] in e.body["commands"]), None)
+
+        return await self.until(look, f"the end of the turn on {sent['seq']} in {conversation}")
 
     async def quiescent(self, conversations: set[str] | None = None) -> None:
         """Everything that was accepted is settled."""
