@@ -8,22 +8,17 @@ error, while new processes find an empty place: two clusters. So each transactio
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import sqlite3
 import threading
-import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, final
-from urllib.parse import parse_qsl, quote, unquote
+from typing import final
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from tenure.errors import InvalidInputError, StoreUnavailableError, StoreUnfitError
 from tenure.stores.sqlite.boot import boot_id
 from tenure.stores.sqlite.fitness import check_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SCHEMA = 1
 APPLICATION_ID = 0x54454E55  # "TENU"; what `file` and other programs see
@@ -39,49 +34,22 @@ def parse_url(url: str) -> tuple[Path, dict[str, str]]:
     """
     place, _, query = url.partition("?")
     scheme, slashes, name = place.partition(":///")
-    name = unquote(name)
+    name = os.fsdecode(unquote_to_bytes(name))
     if scheme != "sqlite" or not slashes:
         raise InvalidInputError(
             "store", f"{place!r} names no file", "use sqlite:///relative.db or sqlite:////absolute.db"
         )
     if name in ("", ":memory:") or name.endswith("/") or "\0" in name:
         raise InvalidInputError("store", f"{place!r} names no file", "name one, or use memory: for tests")
-    return Path(os.path.abspath(name)), dict(parse_qsl(query, keep_blank_values=True))
-
-
-def is_busy(error: BaseException) -> bool:
-    """Whether somebody else holds the lock, so that trying again is the answer."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def persist[T](attempt: Callable[[], T], timeout_s: float) -> T:
-    """Repeat an attempt while the database is busy, with growing pauses of random length, up to `timeout_s` of them.
-
-    SQLite's own waiting is not used: its pauses are the same for everybody, and some of its locks do not wait at all.
-
-    :raises sqlite3.OperationalError: still busy after that time, or any other error at once.
-    """
-    chance = random.Random()
-    waited, longest = 0.0, 0.001
-    while True:
-        try:
-            return attempt()
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or waited >= timeout_s:
-                raise
-        pause = chance.uniform(0.0002, longest)
-        time.sleep(pause)
-        waited, longest = waited + pause, min(longest * 1.5, 0.02)
+    return Path(name).absolute(), dict(parse_qsl(query, keep_blank_values=True))
 
 
 @final
 class StoreFile:
     """One opening of one database file. May be used from any thread."""
 
-    def __init__(self, path: Path, boot: str | None, timeout_s: float) -> None:
+    def __init__(self, path: Path, boot: str | None = None) -> None:
         self.path = path
-        self.timeout_s = timeout_s
         self._given_boot = boot
         self._identity: tuple[int, int] | None = None
         self._lost = False
@@ -91,12 +59,13 @@ class StoreFile:
         """A new connection to the store, which is made first if it is not there.
 
         :raises StoreUnfitError: it cannot keep its contract here. :raises StoreUnavailableError: it was moved away.
+        :raises sqlite3.Error: busy, say: try again.
         """
         with self._lock:
             if self._identity is None:
                 self._prepare()
         self.check()
-        return persist(lambda: _connect(self.path), self.timeout_s)
+        return _connect(self.path)
 
     def check(self) -> None:
         """Whether the path still names the file that was opened; once it did not, never again.
@@ -131,7 +100,7 @@ class StoreFile:
             raise StoreUnfitError(f"{self.path} is not writable; give this user read and write permission")
         identity = self._named()
         try:
-            self.store_id = persist(self._adopt, self.timeout_s)
+            self._adopt()
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_A_DATABASE:
                 raise StoreUnfitError(
@@ -153,14 +122,15 @@ class StoreFile:
                 with suppress(FileNotFoundError):
                     os.unlink(f"{seed}{rest}")
 
-    def _adopt(self) -> str:
-        """Look at what is there: make an empty file a store, refuse what is none of ours. Returns the store's id."""
+    def _adopt(self) -> None:
+        """Look at what is there: make an empty file a store, refuse what is none of ours."""
         with closing(_connect(self.path)) as connection:
             if _is_empty(connection):
                 _make_schema(connection, self.boot)
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
                 raise StoreUnfitError(f"{self.path} is another program's database; name another file")
-            schema, store, boot = connection.execute("SELECT schema, store, boot FROM meta").fetchone()
+            _use_wal(connection)
+            schema, boot = connection.execute("SELECT schema, boot FROM meta").fetchone()
             if schema > SCHEMA:
                 raise StoreUnfitError(
                     f"{self.path} was written by a newer Tenure (schema {schema}, this one knows {SCHEMA}): "
@@ -168,13 +138,12 @@ class StoreFile:
                 )
             if boot != self.boot:
                 _begin_boot(connection, self.boot)
-            return str(store)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection without waiting and without a mind of its own: transactions and checkpoints are ours to begin."""
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=rw", uri=True, timeout=0, isolation_level=None, cached_statements=64
+        f"file:{quote(os.fsencode(path))}?mode=rw", uri=True, timeout=0, isolation_level=None, cached_statements=64
     )
     try:
         for setting in (
@@ -191,16 +160,20 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+        raise StoreUnfitError(
+            "this file system has no shared memory for SQLite's WAL; put the database on a local disk"
+        )
+
+
 def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
 def _make_schema(connection: sqlite3.Connection, boot: str) -> None:
     """Turn an empty database into a store; somebody else may do the same at the same moment."""
-    if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-        raise StoreUnfitError(
-            "this file system has no shared memory for SQLite's WAL; put the database on a local disk"
-        )
+    _use_wal(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
         if _is_empty(connection):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, final
 from tenure.abc import Hint, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.stores.sqlite import statements as sql
-from tenure.stores.sqlite.file import is_busy
+from tenure.stores.sqlite.busy import is_busy
 from tenure.stores.sqlite.thread import AwaitableThread
 from tenure.stores.sqlite.transaction import SIGNALS_KEPT
 

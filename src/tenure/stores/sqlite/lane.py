@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 from tenure.errors import StoreError, StoreUnavailableError
-from tenure.stores.sqlite.file import is_busy, persist
+from tenure.stores.sqlite.busy import is_busy, persist
 from tenure.stores.sqlite.fitness import lock_holder
 from tenure.stores.sqlite.thread import AwaitableThread
 
@@ -74,6 +74,7 @@ class Lane[U: Unit]:
         self._closed = False
         # Below: the thread's own.
         self._unit: U | None = None
+        self._held: _Item | None = None
         self._last = False
 
     async def do[R](self, job: Job[U, R], *, weight: int = 1, durable: bool = True) -> R:
@@ -100,8 +101,8 @@ class Lane[U: Unit]:
         await self._thread.ended()
 
     def _run(self) -> None:
-        while not self._last:
-            first = self._queue.get()
+        while self._held is not None or not self._last:
+            first, self._held = self._held or self._queue.get(), None
             if first is None:
                 break
             self._serve([first])
@@ -109,7 +110,7 @@ class Lane[U: Unit]:
 
     def _serve(self, group: list[_Item]) -> None:
         self._join(group)
-        while group := [item for item in group if not item.answer.cancelled()]:
+        while group:
             try:
                 answers = persist(lambda group=group: self._attempt(group), self._timeout_s)
             except _JobFailed as failed:
@@ -124,16 +125,18 @@ class Lane[U: Unit]:
                 self._answer(answers)
                 return
 
-    def _join(self, group: list[_Item]) -> None:
-        """Let in who waits, up to the size of a group."""
+    def _join(self, group: list[_Item], *, durable: bool = True) -> None:
+        """Let in who waits, up to the size of a group; a transaction that is not durable takes nothing that must be."""
         weight = sum(item.weight for item in group)
-        while weight < GROUP and not self._last:
+        while weight < GROUP and self._held is None and not self._last:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 return
             if item is None:
                 self._last = True
+            elif item.durable and not durable:
+                self._held = item
             else:
                 group.append(item)
                 weight += item.weight
@@ -146,8 +149,7 @@ class Lane[U: Unit]:
         durable = any(item.durable for item in group)
         try:
             unit.begin(durable=durable)
-            if durable:
-                self._join(group)
+            self._join(group, durable=durable)
             answers = [(item, _do(item, unit)) for item in group]
             unit.commit()
         except BaseException:
@@ -175,7 +177,7 @@ class Lane[U: Unit]:
     def _hand_out(self, answers: list[tuple[_Item, Any]]) -> None:
         for item, answer in answers:
             self._room.release()
-            if item.answer.done():  # cancelled: its caller went away
+            if item.answer.done():  # cancelled
                 continue
             if isinstance(answer, Exception):
                 item.answer.set_exception(answer)
@@ -191,6 +193,8 @@ class Lane[U: Unit]:
 
 
 def _do(item: _Item, unit: Unit) -> Any:
+    if item.answer.cancelled():  # its caller went away before it began: not done, like a request that was lost
+        return None
     try:
         return item.job(unit)
     except _OF_THE_JOB as error:

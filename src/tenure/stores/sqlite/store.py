@@ -7,6 +7,7 @@ blocks the event loop, and nothing is shared with another store object, not even
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import batched
@@ -97,11 +98,13 @@ class SqliteStore(Store):
         self._checkpoints = True
         self._opened: _Opened | None = None
         wait = "" if self._timeout_s == TIMEOUT_S else f"?timeout_s={self._timeout_s:g}"
-        self.url = f"sqlite:///{quote(str(self.path))}{wait}"  # absolute: another process may run elsewhere
+        self.url: str | None = (
+            f"sqlite:///{quote(os.fsencode(self.path))}{wait}"  # absolute: another process may run elsewhere
+        )
 
     def sibling(self) -> SqliteStore:
-        url = f"sqlite:///{quote(str(self.path))}"
-        other = SqliteStore(url, clock=self._clock, limits=self.limits, timeout_s=self._timeout_s, boot=self._boot)
+        assert self.url is not None
+        other = SqliteStore(self.url, clock=self._clock, limits=self.limits, boot=self._boot)
         other._checkpoints = False  # a heartbeat does not wait for the housekeeping of others
         return other
 
@@ -117,7 +120,7 @@ class SqliteStore(Store):
         return self
 
     def _open(self) -> _Opened:
-        file = StoreFile(self.path, self._boot, self._timeout_s)
+        file = StoreFile(self.path, self._boot)
         hints = Hints(file)
 
         def transaction() -> Transaction:

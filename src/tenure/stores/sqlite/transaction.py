@@ -72,7 +72,8 @@ class Transaction:
         self.clock = clock
         self.limits = limits
         self.connection = file.open()
-        self._checkpointer = file.open() if checkpoints else None
+        self._checkpoints = checkpoints
+        self._checkpointer: sqlite3.Connection | None = None
         self._file = file
         self._on_commit = on_commit
         self._durable = True
@@ -93,7 +94,7 @@ class Transaction:
             self._durable = durable
         self.connection.execute("BEGIN IMMEDIATE")
         self._file.check()
-        if self._pages >= PAGES_BETWEEN_CHECKPOINTS:
+        if self._checkpoints and self._pages >= PAGES_BETWEEN_CHECKPOINTS:
             self._checkpoint()
         (version,) = self.connection.execute(sql.DATA_VERSION).fetchone()
         if version != self._data_version or len(self._rows) > ROWS_IN_MEMORY:
@@ -135,9 +136,10 @@ class Transaction:
         is why it comes often and is short.
         """
         self._pages = 0
-        if self._checkpointer is not None:
-            with suppress(sqlite3.OperationalError):  # no room, say: the next one tries again
-                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        with suppress(sqlite3.OperationalError):  # no room, say: the next one tries again
+            if self._checkpointer is None:
+                self._checkpointer = self._file.open()
+            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _forget(self) -> None:
         self._touched: dict[str, _Kept] = {}
