@@ -364,6 +364,7 @@ def release(
         and not row.record.deleted
         and row.record.epoch == row.released_epoch == lease.epoch
         and row.released_token == lease.token
+        and row.number == request.batch.number
         and row.released_digest == digest
     )
     if repeated:
