@@ -20,7 +20,7 @@ def sqlite(folder: Path) -> Factory:
     return lambda clock, limits: SqliteStore(f"sqlite:///{folder}/tenure.db", clock=clock, limits=limits)
 
 
-STORES = [memory]
+STORES = [memory, sqlite]
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda store: store.__name__)

@@ -101,6 +101,7 @@ async def only_this_very_release_is_repeated(stage: Stage) -> None:
     for other in (
         replace(farewell, reason=Reason.DRAINED),
         replace(farewell, retry_in_s=1.0),
+        replace(farewell, batch=replace(farewell.batch, number=farewell.batch.number + 1)),
         replace(farewell, batch=replace(farewell.batch, drafts=())),
         replace(farewell, batch=replace(farewell.batch, settle=AT_REST)),
         replace(farewell, batch=replace(farewell.batch, lease=replace(writer.lease, token=new_token()))),
