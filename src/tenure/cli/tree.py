@@ -104,3 +104,31 @@ def serve(
     config = Config.from_environment(os.environ, **settings)
     log_to_stderr(mask_of(config, os.environ), level=log_level, as_json=log_json)
     run(config, s.agents_of(agent, os.environ))
+
+
+@tree.command()
+def demo(
+    store: Annotated[
+        str | None, typer.Option(help="On this store; default: a new SQLite file, removed afterwards.")
+    ] = None,
+    agent: Annotated[list[str] | None, typer.Option(metavar="[NAME=]LOOP[:TARGET]", help="With this agent.")] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=10, help="So many nodes.")] = 3,
+    conversations: Annotated[int, typer.Option(min=1, max=1000, help="So many conversations in the storm.")] = 30,
+    seconds: Annotated[float, typer.Option(min=0, max=86400, help="Break nodes for at least so long.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer conversations, in half the time.")] = False,
+) -> None:
+    """Three nodes, a storm of starts, a kill -9, a freeze, a drain; then count what was lost or doubled.
+
+    Needs no network beyond this machine and no key. Exits with 1 if any promise was broken.
+    """
+    from rich.console import Console
+
+    from tenure.cli.demo import Options, run
+
+    agents = tuple(agent or ("scripted",))
+    raise typer.Exit(
+        run(
+            Options(store, agents, nodes, 12 if quick and conversations == 30 else conversations, seconds, quick),
+            Console(),
+        )
+    )

@@ -115,7 +115,7 @@ def print_verdict(console: Console, verdict: Verdict, took_s: float) -> None:
     table.add_row("losses", _count(len(verdict.losses)))
     table.add_row("broken promises", _count(len(verdict.violations)))
     console.print(table)
-    for what in (*verdict.doubles, *verdict.losses, *map(str, verdict.violations)):
+    for what in (*verdict.doubles, *verdict.losses, *verdict.violations):
         console.print(what, style="red", soft_wrap=True, markup=False)
     word = "every promise was kept" if verdict.kept else "PROMISES WERE BROKEN"
     console.print(f"{word} ({took_s:.0f} s)", style="green" if verdict.kept else "bold red")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, final
 
 from tenure.journal import TURN_ENDS, CallFinished, CallStarted, Claimed, Event, LoopStarted, Released, read_body
 from tenure.testing.checker import (
-    Guarantee,
     Violation,
     accepted_is_kept,
     always_readable,
@@ -17,7 +16,6 @@ from tenure.testing.checker import (
     grammar,
     idempotent_start,
     known_fate,
-    not_forgotten,
     one_owner,
     one_writer,
     settled,
@@ -61,7 +59,7 @@ class Takeover:
 @final
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The table at the end."""
+    """The table at the end. `loops` are those that ran by the end of the storm."""
 
     starts: int
     loops: int
@@ -72,7 +70,7 @@ class Verdict:
     takeovers: tuple[Takeover, ...]
     doubles: tuple[str, ...]
     losses: tuple[str, ...]
-    violations: tuple[Violation, ...]
+    violations: tuple[str, ...]
 
     @property
     def kept(self) -> bool:
@@ -80,14 +78,21 @@ class Verdict:
         return not (self.doubles or self.losses or self.violations)
 
 
-def judge(history: History, faults: Sequence[Fault], *, effects_known: bool) -> Verdict:
+def judge(
+    history: History,
+    faults: Sequence[Fault],
+    *,
+    effects_known: bool,
+    storm_ended: float = float("inf"),
+    flaws: Sequence[str] = (),
+) -> Verdict:
     """Count, and ask the checker for everything that a history like this can show."""
     journals = history.of(Journal)
     accepted = {(a.conversation, a.key) for a in history.of(Attempt) if a.outcome in ("accepted", "duplicate")}
     effects = history.of(Effect)
     return Verdict(
         starts=len(history.of(Start)),
-        loops=sum(_loops(journal.events) for journal in journals),
+        loops=sum(_loops(journal.events, storm_ended) for journal in journals),
         sent=len(accepted),
         answered=sum(
             1 for journal in journals for key in _answered(journal.events) if (journal.conversation, key) in accepted
@@ -97,15 +102,14 @@ def judge(history: History, faults: Sequence[Fault], *, effects_known: bool) -> 
         takeovers=tuple(takeovers(journals, faults)),
         doubles=tuple(doubles(journals, effects)),
         losses=tuple(losses(journals, accepted, effects, effects_known=effects_known)),
-        violations=tuple(_violations(history, effects_known=effects_known)),
+        violations=(*flaws, *map(str, _violations(history, effects_known=effects_known))),
     )
 
 
 def _violations(history: History, *, effects_known: bool) -> Iterator[Violation]:
     for promise in (
         one_owner, one_writer, idempotent_start, accepted_is_kept, settled, fail_safe_start, always_readable, grammar,
-        not_forgotten,
-    ):  # fmt: skip
+        ):  # fmt: skip
         yield from promise(history)
     if effects_known:  # an agent that leaves no file of side effects shows its calls in the journal alone
         yield from known_fate(history)
@@ -161,8 +165,8 @@ def losses(
     yield from (f"{name}: call {call} ran and no journal knows of it" for name, call in sorted(ran - started))
 
 
-def _loops(events: Sequence[Event]) -> int:
-    return sum(isinstance(read_body(event), LoopStarted) for event in events)
+def _loops(events: Sequence[Event], until: float) -> int:
+    return sum(isinstance(read_body(event), LoopStarted) for event in events if event.at.unix_s <= until)
 
 
 def _settlements(events: Sequence[Event]) -> Iterator[int]:
@@ -237,6 +241,3 @@ def read_effects(lines: Iterable[str], journals: Sequence[Journal]) -> Iterator[
         shape = json.loads(line)
         name, _, call = shape["key"].partition("/")
         yield Effect(name, call, shape["key"], shape["epoch"], owners.get((name, shape["epoch"]), "nobody"), 0.0)
-
-
-__all__ = ["Fault", "Guarantee", "Takeover", "Verdict", "judge", "read_effects"]

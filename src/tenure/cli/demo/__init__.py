@@ -1,0 +1,174 @@
+"""``tenure demo``: three nodes, a storm of starts, a kill -9, a freeze, a drain; then what was lost and what was doubled.
+
+Nothing is simulated: the nodes are processes, the store is a file, the signals are the kernel's. Everything that was
+started ends with the demo, also on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import httpx
+
+from tenure.cli.demo.mirror import Mirror
+from tenure.cli.demo.scenes import LEAVE_S, all_up, chat, drain, follow, freeze, kill, storm
+from tenure.cli.demo.screen import Screen, print_verdict
+from tenure.cli.demo.stage import HTTP_TIMEOUT_S, PATIENCE_S, Stage
+from tenure.cli.demo.verdict import Verdict, judge, read_effects
+from tenure.cli.exits import Exit
+from tenure.clock import SystemClock
+from tenure.stores import open_store
+from tenure.testing.history import Attempt, Journal, Start
+from tenure.testing.processes import NodeProcesses
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from rich.console import Console
+
+    from tenure.abc import Store
+
+LIVE = 6
+"""So many of the conversations are talked to all the time."""
+QUICK_LIVE = 4
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``tenure demo`` is told. Without a store: a new one in a temporary folder."""
+
+    store: str | None = None
+    agents: tuple[str, ...] = ("scripted",)
+    nodes: int = 3
+    conversations: int = 30
+    seconds: float = 0.0
+    quick: bool = False
+
+
+def run(options: Options, console: Console) -> Exit:
+    """Play it, and say how it ended. Ends everything that it has started."""
+    clock, folder = SystemClock(), Path(tempfile.mkdtemp(prefix="tenure-demo-"))
+    began = clock.boottime()
+    try:
+        verdict = asyncio.run(_play(options, folder, console))
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+            raise
+        console.print("interrupted: everything that was started is ended")
+        return Exit.INTERRUPTED
+    print_verdict(console, verdict, clock.boottime() - began)
+    if verdict.kept:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Exit.OK
+    console.print(f"the store, the logs and the history stay in {folder}", soft_wrap=True)
+    return Exit.FAILED
+
+
+async def _play(options: Options, folder: Path, console: Console) -> Verdict:
+    store = options.store or f"sqlite:///{folder}/demo.db"
+    http = httpx.AsyncClient(trust_env=False, timeout=HTTP_TIMEOUT_S, limits=httpx.Limits(max_connections=400))
+    with _until_sigterm(), NodeProcesses() as nodes:
+        async with http, open_store(store) as opened:
+            stage = Stage(store, options.agents, folder, nodes, http, Screen(console))
+            stage.build(options.nodes)
+            with stage.screen.live():
+                await _acts(options, stage, opened)
+                await _read(stage, opened)
+            await _close(stage)
+    (folder / "history.jsonl").write_text("\n".join(stage.history.lines()))
+    return judge(
+        stage.history,
+        stage.faults,
+        effects_known=stage.scripted,
+        storm_ended=stage.storm_ended,
+        flaws=stage.broken,
+    )
+
+
+async def _acts(options: Options, stage: Stage, store: Store) -> None:
+    """The storm, then the faults, one after the other, while everybody goes on talking."""
+    stage.screen.say(f"starting {options.nodes} nodes on {stage.store}")
+    await asyncio.gather(*(stage.start(node) for node in stage.nodes))
+    names = [f"c{number:02}" for number in range(1, options.conversations + 1)]
+    await storm(stage, names)
+    stage.storm_ended = time.time()
+    mirrors = [Mirror(name, stage.screen) for name in names[: QUICK_LIVE if options.quick else LIVE]]
+    hush = asyncio.Event()
+    began = time.time()
+    async with asyncio.TaskGroup() as group:
+        followers = [group.create_task(follow(stage, mirror)) for mirror in mirrors]
+        chats = [group.create_task(chat(stage, mirror, hush)) for mirror in mirrors]
+        stage.screen.say(
+            f"{len(mirrors)} conversations are talked to, through any node; their agents work in their runtimes"
+        )
+        suffered: set[str] = set()
+        while True:
+            suffered.add(await kill(stage, mirrors, suffered, group))
+            suffered.add(await freeze(stage, mirrors, suffered, store))
+            suffered.add(await drain(stage, mirrors, suffered, group))
+            if time.time() - began >= options.seconds:
+                break
+            suffered.clear()
+        hush.set()
+        await asyncio.gather(*chats)
+        await all_up(stage)
+        stage.screen.say("nobody talks any more; what was accepted is being answered")
+        await asyncio.gather(*(_come_to_rest(stage, mirror) for mirror in mirrors))
+        for follower in followers:
+            follower.cancel()
+    stage.broken += [flaw for mirror in mirrors for flaw in mirror.flaws]
+
+
+async def _come_to_rest(stage: Stage, mirror: Mirror) -> None:
+    accepted = {a.seq for a in stage.history.of(Attempt) if a.conversation == mirror.conversation and a.seq}
+    if not await mirror.until(lambda: accepted <= mirror.settled, PATIENCE_S):
+        stage.broken.append(f"{mirror.conversation}: not everything was answered within {PATIENCE_S:g} s")
+
+
+async def _read(stage: Stage, store: Store) -> None:
+    """Every journal, through every node, and the file of side effects."""
+    journals: list[Journal] = []
+    conversations = sorted({start.conversation for start in stage.history.of(Start)})
+    for conversation, record in zip(conversations, await store.records(conversations), strict=True):
+        told = [await stage.journal(conversation, node) for node in stage.nodes]
+        owner = record.owner.incarnation if record is not None and record.owner is not None else None
+        epoch = record.epoch if record is not None else 0
+        wanted = record is not None and record.wanted
+        journals.append(Journal(conversation, tuple(told[0]), epoch, owner, wanted))
+    lines = stage.effects_file.read_text().splitlines() if stage.effects_file.exists() else []
+    for entry in (*journals, *read_effects(lines, journals)):
+        stage.history.add(entry)
+
+
+async def _close(stage: Stage) -> None:
+    """The nodes leave as they should, all at once."""
+    for node in stage.nodes:
+        node.drain()
+    for node in stage.nodes:
+        try:
+            if await node.ended(LEAVE_S) != 0:
+                stage.broken.append(f"{node.name} ended with {node.exit_code}")
+        except TimeoutError:
+            stage.broken.append(f"{node.name} did not leave within {LEAVE_S:g} s")
+
+
+@contextlib.contextmanager
+def _until_sigterm() -> Generator[None]:
+    """SIGTERM ends the demo like Ctrl-C does: nothing is left behind."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "inside of asyncio.run"
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
