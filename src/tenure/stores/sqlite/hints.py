@@ -68,19 +68,22 @@ class Follower:
         self._closed = True
         self._arrived.set()
 
-    async def hints(self) -> AsyncIterator[Hint]:
-        while True:
-            while self._hints:
-                hint = self._hints.popleft()
-                if self._lapsed:
-                    self._lapsed = False
-                    hint = replace(hint, lapsed=True)
-                yield hint
+    def __aiter__(self) -> AsyncIterator[Hint]:
+        return self
+
+    async def __anext__(self) -> Hint:
+        """The next hint. May be cancelled and asked again: nothing is lost, and the stream goes on."""
+        while not self._hints:
             if self._closed:
-                return
+                raise StopAsyncIteration
             self._arrived.clear()
             if not self._hints:
                 await self._arrived.wait()
+        hint = self._hints.popleft()
+        if self._lapsed:
+            self._lapsed = False
+            hint = replace(hint, lapsed=True)
+        return hint
 
 
 @final

@@ -54,9 +54,13 @@ SELECT created_no, {ROW} FROM conversations WHERE created_no IN (
 # The dead among the owners of wanted conversations: skips from owner to owner through the index.
 DEAD_OWNERS_OF_WANTED: Final = """
 WITH RECURSIVE owners (owner) AS (
-    SELECT * FROM (SELECT owner FROM conversations WHERE wanted = 1 AND owner > '' ORDER BY owner LIMIT 1)
+    SELECT * FROM (
+        SELECT owner FROM conversations INDEXED BY conversations_wanted
+        WHERE wanted = 1 AND owner > '' ORDER BY owner LIMIT 1)
     UNION ALL
-    SELECT (SELECT c.owner FROM conversations c WHERE c.wanted = 1 AND c.owner > owners.owner ORDER BY c.owner LIMIT 1)
+    SELECT (
+        SELECT c.owner FROM conversations c INDEXED BY conversations_wanted
+        WHERE c.wanted = 1 AND c.owner > owners.owner ORDER BY c.owner LIMIT 1)
     FROM owners WHERE owners.owner IS NOT NULL
 )
 SELECT owners.owner FROM owners CROSS JOIN nodes ON nodes.incarnation = owners.owner WHERE nodes.dead = 1

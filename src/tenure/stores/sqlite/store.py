@@ -230,7 +230,7 @@ class SqliteStore(Store):
         hints, follower = self._parts.hints, Follower(topics)
         try:
             await hints.add(follower)
-            yield follower.hints()
+            yield follower
         finally:
             await hints.remove(follower)
 

@@ -92,10 +92,10 @@ class Transaction:
             # the boot and with it every lease, and deltas are nobody's for good. The next durable commit syncs it all.
             self.connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._durable = durable
-        self.connection.execute("BEGIN IMMEDIATE")
-        self._file.check()
         if self._checkpoints and self._pages >= PAGES_BETWEEN_CHECKPOINTS:
             self._checkpoint()
+        self.connection.execute("BEGIN IMMEDIATE")
+        self._file.check()
         (version,) = self.connection.execute(sql.DATA_VERSION).fetchone()
         if version != self._data_version or len(self._rows) > ROWS_IN_MEMORY:
             self._rows.clear()
@@ -132,14 +132,19 @@ class Transaction:
         """Move the log into the database, from another connection while this one holds the write lock.
 
         SQLite before 3.51.3 can lose a commit that starts the log anew while a checkpoint runs (sqlite.org/wal.html,
-        "The WAL-reset bug"). Under the write lock no such commit exists; the price is that writers wait for it, which
-        is why it comes often and is short.
+        "The WAL-reset bug"). Under the write lock there is no such commit; the price is that writers wait, which is
+        why it comes often and is short. It writes nothing itself, so that the next writer can start the log anew.
         """
-        self._pages = 0
-        with suppress(sqlite3.OperationalError):  # no room, say: the next one tries again
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._file.check()
             if self._checkpointer is None:
                 self._checkpointer = self._file.open()
-            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            with suppress(sqlite3.OperationalError):  # no room, say: the next one tries again
+                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            self.connection.execute("ROLLBACK")
+        self._pages = 0
 
     def _forget(self) -> None:
         self._touched: dict[str, _Kept] = {}
