@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 """How long a branch of the agent waits for another one to make the step that stands before its own."""
+
+_replay: ContextVar[Replay | None] = ContextVar("tenure_replay", default=None)
+"""Inherited by the tasks that an agent starts: its branches."""
 
 
 @final
@@ -94,17 +98,16 @@ type Step = CallStep | EmitStep | AskStep
 
 @final
 class Replay:
-    """Walks through the past of a turn as the agent makes its steps."""
+    """Walks through the past of a turn as the agent makes its steps. Made in the task that runs the agent."""
 
-    def __init__(self, turn: str, past: Sequence[Event], patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, turn: str, past: Sequence[Event]) -> None:
         self._turn = turn
-        self._patience_s = patience_s
         self._ahead = deque(_told_by_the_agent(past))
         loop = asyncio.get_running_loop()
         named = (name for event in self._ahead if (name := _closes(event)))
         self._outcomes: dict[str, asyncio.Future[Event]] = {name: loop.create_future() for name in named}
-        self._branches: set[asyncio.Task[object] | None] = set()
         self._moved = asyncio.Event()
+        _replay.set(self)
 
     @property
     def done(self) -> bool:
@@ -116,9 +119,8 @@ class Replay:
 
         :raises TurnDivergedError: the journal holds another step at this place.
         """
-        self._branches.add(asyncio.current_task())
         while self._ahead and not step.matches(self._ahead[0]):
-            if len(self._branches) == 1 or not await self._another_moves():
+            if not await self._another_moves():
                 raise TurnDivergedError(self._turn, _described(self._ahead[0]), str(step))
         return self._advance() if self._ahead else None
 
@@ -152,9 +154,12 @@ class Replay:
         return event
 
     async def _another_moves(self) -> bool:
-        """Wait for another branch to make a step; false when none did."""
+        """Wait for another branch to make a step; false when there is none, or none came."""
+        here = asyncio.current_task()
+        if not any(task.get_context().get(_replay) is self for task in asyncio.all_tasks() if task is not here):
+            return False
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(PATIENCE_S):
                 await self._moved.wait()
         except TimeoutError:
             return False

@@ -63,14 +63,12 @@ class FunctionTurn:
     **Side effects** belong into calls, and a call's function makes no steps itself: only :meth:`delta` works inside.
     """
 
-    def __init__(
-        self, turn: Turn, history: Sequence[Event], *, call_timeout_s: float, patience_s: float | None = None
-    ) -> None:
+    def __init__(self, turn: Turn, history: Sequence[Event], *, call_timeout_s: float) -> None:
         self.history = history
         """The journal before this turn, oldest first."""
         self._turn = turn
         self._call_timeout_s = call_timeout_s
-        self._replay = Replay(turn.id, turn.past) if patience_s is None else Replay(turn.id, turn.past, patience_s)
+        self._replay = Replay(turn.id, turn.past)
         self._restarts = [body for event in turn.past if isinstance(body := read_body(event), CallRestarted)]
         self._host = asyncio.get_running_loop()
         self._calls = 0
@@ -176,26 +174,30 @@ class FunctionTurn:
         self._may_step(f"emit {kind!r}")
         step = EmitStep(_own_kind(kind), _json_object(body if body is not None else {}))
         if await self._replay.step(step) is None:
-            await self._journal(Draft(step.kind, step.body, self.id))
+            await self._settle_cut()
+            await self._turn.journal([Draft(step.kind, step.body, self.id)])
 
     async def ask(self, question: Json) -> Json:
         """Wait for a person's answer to `question`: the ``answer`` of the ``answer`` command. It may take days."""
         self._may_step("ask")
         _check_json("question", question)
-        async with self._asking:  # one question at a time: an answer need not say which it is for
-            step = AskStep(question)
-            recorded = await self._replay.step(step)
+        recorded = await self._replay.step(AskStep(question))
+        ask: str | None = None
+        if recorded is not None:
             self._asks += 1
-            ask = f"{self.id}.a{self._asks}"
-            if recorded is not None:
-                body = read_body(recorded)
-                ask = body.ask if isinstance(body, TurnWaiting) else ask
-                outcome = await self._replay.outcome(ask)
-                if outcome is not None:
-                    answered = read_body(outcome)
-                    assert isinstance(answered, TurnResumed), "what closes an ask"
-                    return answered.answer
+            asked = read_body(recorded)
+            assert isinstance(asked, TurnWaiting), "what an ask matches"
+            ask = asked.ask
+            outcome = await self._replay.outcome(ask)
+            if outcome is not None:
+                answered = read_body(outcome)
+                assert isinstance(answered, TurnResumed), "what closes an ask"
+                return answered.answer
+        async with self._asking:  # one question at a time: an answer need not say which it is for
             await self._settle_cut()
+            if ask is None:
+                self._asks += 1
+                ask = f"{self.id}.a{self._asks}"
             return await self._turn.ask(ask, question)
 
     def delta(self, text: str) -> None:
@@ -214,6 +216,7 @@ class FunctionTurn:
     # --- the life of a call -----------------------------------------------------------------------------------------
 
     async def _start(self, step: CallStep) -> str:
+        await self._settle_cut()
         self._calls += 1
         call = f"{self.id}.c{self._calls}"
         started = CallStarted(call, step.name, step.idempotent, self._key(call), step.arguments)
@@ -222,8 +225,9 @@ class FunctionTurn:
 
     async def _reopen(self, call: str, name: str, idempotent: bool) -> None:
         """A call without outcome: an idempotent one runs again, with the same key; another one never does."""
+        await self._settle_cut()
         if not idempotent:
-            await self._journal(draft(CallInterrupted(call, "owner lost"), self.id))
+            await self._turn.journal([draft(CallInterrupted(call, "owner lost"), self.id)])
             raise CallInterruptedError(call, name)
         attempt = 2 + sum(restart.call == call for restart in self._restarts)
         await self._open(call, draft(CallRestarted(call, attempt), self.id))
@@ -232,9 +236,9 @@ class FunctionTurn:
         """Through the fence before it runs: this append is the check that the conversation is still ours."""
         self._running[call] = asyncio.current_task()
         try:
-            await self._journal(opening)
+            await self._turn.journal([opening])
         except asyncio.CancelledError:
-            self._cut.append(call)  # an append is not undone by the cancellation of its caller: the call is open
+            self._cut.append(call)  # what was handed over is written also for a cancelled caller: the call is open
             raise
         except BaseException:
             del self._running[call]
@@ -309,17 +313,13 @@ class FunctionTurn:
         if self._over:
             raise LoopError(f"{what}: turn {self.id} has ended; await all that an agent starts before it returns")
 
-    async def _journal(self, one: Draft) -> None:
-        await self._settle_cut()
-        await self._turn.journal([one])
-
     async def _settle_cut(self) -> None:
-        """The outcome of calls that the agent has cancelled: no turn ends over an open call."""
+        """The outcome of calls that the agent has cancelled, before its next step."""
         cut, self._cut = self._cut, []
-        if cut:
-            await self._turn.journal([draft(CallFinished(call, error=_cut_short()), self.id) for call in cut])
         for call in cut:
             self._running.pop(call, None)
+        if cut:
+            await self._turn.journal([draft(CallFinished(call, error=_cut_short()), self.id) for call in cut])
 
     def finish(self) -> None:
         """The agent has returned.
