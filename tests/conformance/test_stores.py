@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tenure.abc import Dead, Death
+from tenure.lease import new_incarnation
 from tenure.stores.memory import Disk, MemoryStore
-from tenure.testing.store_suite import CASES, Case, Factory, exercise
+from tenure.stores.sqlite import SqliteStore
+from tenure.testing.store_suite import CASES, Case, Factory, Stage, exercise
 
 
 def memory(_: Path) -> Factory:
@@ -15,15 +18,35 @@ def memory(_: Path) -> Factory:
 
 
 def sqlite(folder: Path) -> Factory:
-    from tenure.stores.sqlite import SqliteStore
-
     return lambda clock, limits: SqliteStore(f"sqlite:///{folder}/tenure.db", clock=clock, limits=limits)
 
 
 STORES = [memory, sqlite]
 
 
-@pytest.mark.parametrize("store", STORES, ids=lambda store: store.__name__)
+every_store = pytest.mark.parametrize("store", STORES, ids=lambda store: store.__name__)
+
+
+@every_store
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 async def test_store(case: Case, store: Callable[[Path], Factory], tmp_path: Path):
     await exercise(case, store(tmp_path))
+
+
+@every_store
+async def test_these_stores_can_tell_that_a_claimant_is_dead(store: Callable[[Path], Factory], tmp_path: Path):
+    """The contract leaves it to the store; the suite only asks that such a claim leaves nothing behind (C7)."""
+
+    async def case(stage: Stage) -> None:
+        conversation, incarnation = await stage.conversation(), await stage.node()
+        assert await stage.store.claim(stage.claiming(conversation, new_incarnation())) == Dead()
+        await stage.store.bury(incarnation, Death.EXITED)
+        assert await stage.store.claim(stage.claiming(conversation, incarnation)) == Dead()
+        assert await stage.kinds(conversation) == ["created"]
+
+    await exercise(case, store(tmp_path))
+
+
+def test_each_case_has_a_name_of_its_own():
+    names = [case.__name__ for case in CASES]
+    assert len(set(names)) == len(names) > 200

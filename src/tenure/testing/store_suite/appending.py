@@ -21,7 +21,7 @@ from tenure.abc import (
 from tenure.conversation import Settle, TurnState
 from tenure.journal import Draft, canonical
 from tenure.lease import Epoch, Lease, Token, new_incarnation, new_token
-from tenure.testing.store_suite.stage import IDLE, OPEN, TTL_S, expect, note
+from tenure.testing.store_suite.stage import IDLE, OPEN, TTL_S, expect, note, only
 from tenure.testing.store_suite.submitting import AWKWARD
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ async def one_batch_sent_many_times_is_one_batch(stage: Stage) -> None:
     batch = writer.batch(note())
     answers = await asyncio.gather(*(s.append(batch) for s in stores))
     assert sorted(type(answer).__name__ for answer in answers) == ["Appended", *5 * ["Repeated"]]
-    (first,) = [answer for answer in answers if isinstance(answer, Appended)]
+    first = only(answer for answer in answers if isinstance(answer, Appended))
     assert all(answer.result == first for answer in answers if isinstance(answer, Repeated))
     assert (await stage.kinds(writer.lease.conversation)).count("note") == 1
 

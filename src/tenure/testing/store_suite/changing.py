@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tenure.abc import Amended, Deleted, Fenced, Sealed, Snapshot, Stale, Unknown
 from tenure.journal import SettingsChanged, read_body
 from tenure.lease import Epoch, Token
-from tenure.testing.store_suite.stage import IDLE, OPEN, expect, note
+from tenure.testing.store_suite.stage import IDLE, OPEN, expect, note, only
 from tenure.testing.store_suite.submitting import AWKWARD
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ async def amending_needs_a_conversation(stage: Stage) -> None:
 async def of_many_that_amend_one_version_one_does(stage: Stage) -> None:
     conversation, stores = await stage.conversation(), await stage.several(6)
     answers = await asyncio.gather(*(s.amend(conversation, 1, {"settings": {"by": i}}) for i, s in enumerate(stores)))
-    (amended,) = [answer for answer in answers if isinstance(answer, Amended)]
+    amended = only(answer for answer in answers if isinstance(answer, Amended))
     assert all(isinstance(answer, Amended | Stale) for answer in answers)
     assert amended.record == await stage.record(conversation)
     assert await stage.kinds(conversation) == ["created", "settings_changed"]

@@ -23,7 +23,7 @@ from tenure.abc import (
 from tenure.conversation import TurnState
 from tenure.journal import Claimed, Created, Draft, read_body
 from tenure.lease import Epoch, new_token
-from tenure.testing.store_suite.stage import AGENT, CREATION, IDLE, OPEN, TTL_S, Writer, expect, note
+from tenure.testing.store_suite.stage import AGENT, CREATION, IDLE, OPEN, TTL_S, Writer, expect, note, only
 
 if TYPE_CHECKING:
     from tenure.testing.store_suite.stage import Stage
@@ -345,7 +345,7 @@ async def g1_of_many_that_claim_at_once_one_holds(stage: Stage) -> None:
     conversation, stores = await stage.conversation(), await stage.several(8)
     claims = [stage.claiming(conversation, await stage.node()) for _ in stores]
     answers = await asyncio.gather(*(s.claim(c) for s, c in zip(stores, claims, strict=True)))
-    (held,) = [answer for answer in answers if isinstance(answer, Held)]
+    held = only(answer for answer in answers if isinstance(answer, Held))
     assert all(isinstance(answer, Held | Elsewhere) for answer in answers)
     record = await stage.record(conversation)
     assert (record.token, record.epoch) == (held.lease.token, 1)

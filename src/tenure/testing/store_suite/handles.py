@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tenure.abc import Accepted, Granted, Limits, Load
-from tenure.testing.store_suite.stage import TTL_S, expect
+from tenure.testing.store_suite.stage import TTL_S, expect, only
 
 if TYPE_CHECKING:
     from tenure.abc import Store
@@ -60,7 +60,7 @@ async def a_sibling_serves_the_heartbeat_in_a_thread_of_its_own(stage: Stage) ->
     sibling = stage.store.sibling()
     beats = await asyncio.to_thread(lambda: asyncio.run(_beat(sibling, incarnation)))
     assert beats == 3
-    (node,) = await stage.store.nodes()
+    node = only(await stage.store.nodes())
     assert (node.beat, node.load.owned) == (3, 2)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Deleted, Fenced, Limits, Paper, Sealed, Stale, Unknown
 from tenure.lease import Epoch, new_token
-from tenure.testing.store_suite.stage import expect, note
+from tenure.testing.store_suite.stage import expect, note, only
 from tenure.testing.store_suite.submitting import AWKWARD
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def a_vault_belongs_to_a_conversation(stage: Stage) -> None:
 async def of_many_that_seal_one_version_one_does(stage: Stage) -> None:
     conversation, stores = await stage.conversation(), await stage.several(4)
     answers = await asyncio.gather(*(s.seal(conversation, "n", bytes([i]), 0) for i, s in enumerate(stores)))
-    (sealed,) = [answer for answer in answers if isinstance(answer, Sealed)]
+    sealed = only(answer for answer in answers if isinstance(answer, Sealed))
     assert await stage.store.unseal(conversation, "n") == sealed
 
 
@@ -124,7 +124,7 @@ async def of_many_that_write_one_paper_one_does(stage: Stage) -> None:
     stores = await stage.several(6)
     for version in (0, 1):
         answers = await asyncio.gather(*(s.put_paper("k", "id", {"by": i}, version) for i, s in enumerate(stores)))
-        (paper,) = [answer for answer in answers if answer is not None]
+        paper = only(answer for answer in answers if answer is not None)
         assert await stage.store.get_paper("k", "id") == paper
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Alive, Buried, Dead, Death, Granted, Load, Refused
 from tenure.lease import new_incarnation
-from tenure.testing.store_suite.stage import TTL_S, expect
+from tenure.testing.store_suite.stage import TTL_S, expect, only
 
 if TYPE_CHECKING:
     from tenure.abc import NodeRecord
@@ -213,7 +213,7 @@ async def the_dead_are_listed_while_a_conversation_names_them(stage: Stage) -> N
 async def an_expired_node_is_listed_until_it_is_buried(stage: Stage) -> None:
     incarnation = await stage.node()
     stage.clock.advance(TTL_S + 1)
-    (node,) = await stage.store.nodes()
+    node = only(await stage.store.nodes())
     assert (node.incarnation, node.dead, node.expires_in_s) == (incarnation, False, -1.0)
 
 

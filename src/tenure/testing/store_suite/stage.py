@@ -64,6 +64,13 @@ def expect[T](kind: type[T], result: object) -> T:
     return result
 
 
+def only[T](some: Iterable[T]) -> T:
+    """The one that there is; there must be exactly one."""
+    found = list(some)
+    assert len(found) == 1, f"expected one, found {found}"
+    return found[0]
+
+
 def note(text: str = "note") -> Draft:
     """An event of a loop: the core keeps it and judges nothing about it."""
     return Draft("note", {"text": text})

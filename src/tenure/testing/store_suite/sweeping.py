@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tenure.abc import Accepted, Creation, Death, Held, Reason, Submit
 from tenure.conversation import Settle
 from tenure.lease import Epoch
-from tenure.testing.store_suite.stage import AGENT, IDLE, TTL_S, expect, message
+from tenure.testing.store_suite.stage import AGENT, IDLE, TTL_S, expect, message, only
 
 if TYPE_CHECKING:
     from tenure.testing.store_suite.stage import Stage, Writer
@@ -25,7 +25,7 @@ async def rule_07_the_unowned_are_wanted(stage: Stage) -> None:
     conversation, at_rest = await stage.conversation(), await stage.conversation()
     await stage.submit(conversation)
     for me in (None, await stage.node()):
-        (found,) = (await stage.sweep(me)).values()
+        found = only((await stage.sweep(me)).values())
         assert (found.conversation, found.epoch, found.owner, found.token) == (conversation, 0, None, None)
         assert found.agent == AGENT
     assert not (await stage.record(at_rest)).wanted
@@ -39,7 +39,7 @@ async def rule_07_the_dead_owners_are_wanted(stage: Stage) -> None:
     assert await stage.sweep(me) == {}, "expired is not yet dead"
     await stage.store.bury(writer.lease.incarnation, Death.EXPIRED)
     for who in (None, me):
-        (found,) = (await stage.sweep(who)).values()
+        found = only((await stage.sweep(who)).values())
         assert (found.owner, found.token, found.epoch) == (writer.lease.incarnation, writer.lease.token, 1)
     request = stage.claiming(found.conversation, me, found.epoch)
     expect(Held, await stage.store.claim(request))
@@ -50,7 +50,7 @@ async def rule_07_mine_are_wanted(stage: Stage) -> None:
     """So that a node finds what the store calls its own while its table does not hold that lease."""
     writer = await stage.owned()
     await stage.submit(writer.lease.conversation)
-    (found,) = (await stage.sweep(writer.lease.incarnation)).values()
+    found = only((await stage.sweep(writer.lease.incarnation)).values())
     assert (found.owner, found.token) == (writer.lease.incarnation, writer.lease.token)
     assert await stage.sweep(None) == {}, "nobody: only what nobody alive owns"
     assert await stage.sweep(await stage.node()) == {}
