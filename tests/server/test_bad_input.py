@@ -19,7 +19,7 @@ ROUTES = {
     "change": ("PATCH", "/conversations/c1", {"title": "x"}, ["user_id"], ["If-Match"]),
     "delete": ("DELETE", "/conversations/never", None, ["user_id"], []),
     "events": ("GET", "/conversations/c1/events", None, ["user_id", "after", "limit", "kind"], []),
-    "stream": ("GET", "/conversations/c1/stream", None, ["user_id", "after"], ["Last-Event-ID"]),
+    "stream": ("GET", "/conversations/c1/stream", None, ["user_id", "after", "until"], ["Last-Event-ID"]),
     "message": ("POST", "/conversations/c1/messages", {"text": "x"}, ["user_id", "wait_s"], ["Idempotency-Key"]),
     "interrupt": ("POST", "/conversations/c1/interrupt", {}, ["user_id", "wait_s"], ["Idempotency-Key"]),
     "stop": ("POST", "/conversations/c1/stop", {"queue": True}, ["user_id", "wait_s"], ["Idempotency-Key"]),

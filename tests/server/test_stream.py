@@ -396,6 +396,16 @@ async def test_the_deltas_of_a_turn_are_in_its_stream(cluster, said):
     assert deltas == [{"say": "a"}, {"say": "b"}, {"say": "c"}]
 
 
+async def test_until_ends_a_stream_behind_the_settlement(cluster, said):
+    journal = await a_journal(cluster, turns=2)
+    url = await cluster.serve("n1")
+    ends = next(event["seq"] for event in journal if event["kind"] == "turn_completed")
+    for cursor in range(ends + 3):
+        async with opened(url, said, cursor=str(cursor), until=2) as events, asyncio.timeout(20):
+            got = [one.data["seq"] async for one in events]
+        assert got == list(range(cursor + 1, ends + 1)), "also for a reader that was cut behind the last one"
+
+
 @pytest.mark.parametrize("route", ["stop", "interrupt"])
 async def test_other_commands_stream_up_to_their_settlement(cluster, said, route):
     url = await cluster.serve("n1")

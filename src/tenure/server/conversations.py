@@ -47,6 +47,7 @@ type After = Annotated[
     Cursor, Query(description="`seq`, or `seq:epoch`: 409 `rewound` if another epoch is in force there.")
 ]
 type Kinds = Annotated[list[Name], Query(max_length=50, description="Only these kinds; may be repeated.")]
+type Until = Annotated[int | None, Query(ge=1, lt=10**15, description="The seq of a command.")]
 type ETag = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"?[0-9]{1,15}"?)$')]
 type LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^([0-9]{1,15}(:[0-9]{1,15})?)?$")]
 
@@ -199,10 +200,14 @@ class Conversations:
 
     async def stream(
         self, conversation: InPath, user_id: ForUser = None,
-        after: After = "0", last_event_id: LastEventId = None,
+        after: After = "0", until: Until = None, last_event_id: LastEventId = None,
     ) -> Response:  # fmt: skip
-        """The journal from a cursor on, as it grows, with deltas. ``Last-Event-ID`` wins over `after`: it is newer."""
+        """The journal from a cursor on, as it grows, with deltas. ``Last-Event-ID`` wins over `after`: it is newer.
+
+        With `until`, up to the event that settles that command.
+        """
         place = Place.parse(last_event_id or after)
+        place.until = until
 
         async def start() -> Place:
             await find(self.store, conversation, user_id)

@@ -219,7 +219,11 @@ def answer_with_problems(app: FastAPI) -> None:
         assert isinstance(error, errors.TenureError)
         problem = problem_of(error)
         if problem.status >= 500:
-            log.warning("%s %s: %s: %s", request.method, request.url.path, problem.code, error)
+            # A driver's words may hold the store's address and password: the type must do.
+            words = type(error.__cause__ or error).__name__ if isinstance(error, errors.StoreError) else str(error)
+            log.warning(
+                "%s %s: %s: %s", request.method, getattr(request.scope.get("route"), "path", "?"), problem.code, words
+            )
         return problem.response()
 
     async def raised(request: Request, error: Exception) -> Response:

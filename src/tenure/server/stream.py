@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, final
 from starlette.responses import Response
 
 from tenure.errors import ConversationDeletedError, StoreUnavailableError, UnknownConversationError
-from tenure.server.watch import Watch, Watches, epoch_at, outcome_of, read
+from tenure.server.watch import Settlement, Watch, Watches, epoch_at, outcome_of, read
 from tenure.server.wire import Bounds, event_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PAGE = 32
 """Events read at a time: what a slow reader can hold in this process."""
+_LINE_ENDS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
+"""What many a client takes for the end of a line; within JSON they have another form."""
 LAST_WORDS_S = 1.0
 """What a reader gets to take the end of its stream when the node shuts down."""
 
@@ -38,7 +40,7 @@ log = logging.getLogger("tenure.server")
 def sse(event: str, data: str, id: str | None = None) -> bytes:
     """One event on the wire. `data` is a line of JSON."""
     name = event.replace("\r", " ").replace("\n", " ")
-    lines = f"event: {name}\ndata: {data}\n\n"
+    lines = f"event: {name}\ndata: {data.translate(_LINE_ENDS)}\n\n"
     return (lines if id is None else f"id: {id}\n{lines}").encode()
 
 
@@ -162,6 +164,7 @@ class _Reader:
                 head, epoch = reading.record.head, int(reading.record.epoch)
                 if self.epoch is None and self.place.after <= head:
                     self.epoch = await epoch_at(self.watch.store, self.watch.topic.subject, self.place.after)
+                    await self._end_if_settled_before()
             except ConversationDeletedError:
                 await self._end("deleted", {"id": self.watch.topic.subject})
             except UnknownConversationError:
@@ -173,6 +176,15 @@ class _Reader:
                     await self._tell_event(event, head, epoch)
                 if len(reading.events) < min(PAGE, self.watch.store.limits.page):
                     return
+
+    async def _end_if_settled_before(self) -> None:
+        """A reader that was cut behind the very last event must not wait for another one."""
+        if self.place.until is None:
+            return
+        settlement = Settlement(self.watch.store, self.watch.topic.subject, self.place.until)
+        if await settlement.found() and settlement.event is not None and settlement.event.seq <= self.place.after:
+            await self._write(b"", last=True)
+            raise _Over
 
     async def _tell_event(self, event: Event, head: int, epoch: int) -> None:
         assert self.epoch is not None, "located before it is told"
