@@ -6,4 +6,4 @@ def main() -> None:
     # Imported here: the witness lives in this package, too, and must start fast and small.
     from tenure.cli.tree import tree
 
-    tree()
+    tree(prog_name="tenure")

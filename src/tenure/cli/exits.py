@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 
+from tenure.client import ProblemError, UnreachableError
 from tenure.errors import (
     CommandRefusedError,
     ConversationDeletedError,
@@ -43,6 +44,12 @@ EXPLAINED = """Exit codes: 0 ok · 1 refused or failed · 2 bad usage or input �
 stopped, taken) · 5 unavailable (no node answers: try again with the same --key)"""
 
 
+_BY_STATUS = {
+    400: Exit.USAGE, 413: Exit.USAGE, 415: Exit.USAGE, 422: Exit.USAGE, 404: Exit.NOT_FOUND,
+    409: Exit.CONFLICT, 410: Exit.CONFLICT, 412: Exit.CONFLICT, 429: Exit.UNAVAILABLE,
+}  # fmt: skip
+
+
 def exit_code(error: BaseException) -> Exit:
     """The exit code of what a command raised."""
     match error:
@@ -59,7 +66,15 @@ def exit_code(error: BaseException) -> Exit:
             | CommandRefusedError()
         ):
             return Exit.CONFLICT
-        case NodeUnavailableError() | StoreUnavailableError() | OwnershipLostError() | ProvisioningError():
+        case ProblemError(status=status):
+            return _BY_STATUS.get(status, Exit.UNAVAILABLE if status >= 500 else Exit.FAILED)
+        case (
+            UnreachableError()
+            | NodeUnavailableError()
+            | StoreUnavailableError()
+            | OwnershipLostError()
+            | ProvisioningError()
+        ):
             return Exit.UNAVAILABLE
         case _:
             return Exit.FAILED
