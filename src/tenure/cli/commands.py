@@ -35,7 +35,17 @@ LONG_S = 300.0
 GONE_POLL_S = 0.2
 ENDED_BADLY = ("failed", "interrupted", "refused")
 
-Conversation = Annotated[str, typer.Argument(help="Its id: letters, digits, '.', '_' and '-'.", show_default=False)]
+
+def _an_id(text: str) -> str:
+    """What could not be asked for: it would be another path. The server judges the rest."""
+    if not text or "/" in text:
+        raise InvalidInputError("id", f"{text[:80]!r} is no id", "use letters, digits, '.', '_' and '-'")
+    return text
+
+
+Conversation = Annotated[
+    str, typer.Argument(help="Its id: letters, digits, '.', '_' and '-'.", callback=_an_id, show_default=False)
+]
 NodeName = Annotated[str, typer.Argument(help="Its name, as `tenure nodes` shows it.", show_default=False)]
 Key = Annotated[
     str | None, typer.Option(help="Repeat a command with the same key: it takes effect once.", show_default=False)

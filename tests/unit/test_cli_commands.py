@@ -1,0 +1,299 @@
+"""Client commands against two nodes of one memory store: answers for people and programs, exit codes, bad input."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tenure.cli.asking import DEFAULT_URL, urls_of
+from tenure.cli.exits import Exit
+from tenure.cli.tables import said
+from tenure.cli.tree import tree
+from tenure.config import Config
+from tenure.embed import Node
+from tenure.errors import InvalidInputError
+from tenure.runtimes import open_provider
+from tenure.server import close_streams, create_app
+from tenure.stores.memory import Disk, MemoryStore
+from tenure.testing.processes import free_port
+
+pytestmark = pytest.mark.blocking_ok  # a program for one person may block: it has nobody else to serve
+
+ASKS = json.dumps([{"ask": "which colour?"}, {"reply": "{output} it is"}])
+FAILS = json.dumps([{"fail": "told to"}])
+SLOW = json.dumps([{"sleep_s": 60}])
+
+
+class Cluster:
+    """Nodes a and b in a thread of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.urls = {name: f"http://127.0.0.1:{free_port()}" for name in "ab"}
+        self._folder = folder
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._end: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def _serve(self) -> None:
+        self._end, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        disk, servers, apps = Disk(), [], []
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            for name, url in self.urls.items():
+                port = int(url.rpartition(":")[2])
+                provider = open_provider("process", root=self._folder / name)
+                config = Config(node=name, port=port, drain_s=0)
+                node = Node(MemoryStore(disk), provider=provider, config=config)
+                await stack.enter_async_context(node)
+                apps.append(create_app(node))
+                settings = uvicorn.Config(apps[-1], port=port, log_config=None, lifespan="off", ws="none")
+                servers.append(uvicorn.Server(settings))
+                group.create_task(servers[-1].serve())
+            while not all(server.started for server in servers):
+                await asyncio.sleep(0.01)
+            self._ready.set()
+            await self._end.wait()
+            for app, server in zip(apps, servers, strict=True):
+                close_streams(app)
+                server.should_exit = True
+
+    def __enter__(self) -> "Cluster":
+        self._thread.start()
+        assert self._ready.wait(60)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._loop is not None and self._end is not None
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("runtimes")) as both:
+        yield both
+
+
+class Shell:
+    """Runs commands; `at` one node, or wherever."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def run(self, *words: str, at: str | None = None, stdin: str | None = None) -> Result:
+        url = ",".join(self.cluster.urls.values()) if at is None else self.cluster.urls[at]
+        environ = {"TENURE_URL": url, "TENURE_API_KEY": None}
+        return CliRunner(env=environ).invoke(tree, list(words), input=stdin)
+
+    def json(self, *words: str, at: str | None = None, code: Exit = Exit.OK) -> Any:
+        done = self.run(*words, "--json", at=at)
+        assert done.exit_code == code, done.output
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def shell(cluster: Cluster) -> Shell:
+    return Shell(cluster)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A conversation of this test alone."""
+    return request.node.name.replace("[", "-").replace("]", "").replace(" ", "-")[:100]
+
+
+# --- conversations --------------------------------------------------------------------------------------------------
+
+
+def test_a_message_starts_a_conversation_by_itself(shell: Shell, name: str):
+    done = shell.run("send", name, "hello there", "--wait")
+    assert done.exit_code == Exit.OK, done.output
+    assert "Noted: hello there" in done.stdout
+    assert "completed" in done.stdout
+
+
+def test_send_for_programs(shell: Shell, name: str):
+    told = shell.json("send", name, "hello", "--wait", "--key", "k")
+    assert (told["duplicate"], told["settled"], told["outcome"], told["key"]) == (False, True, "completed", "k")
+    assert told["events"][-1]["kind"] == "turn_completed"
+    again = shell.json("send", name, "hello", "--key", "k")
+    assert (again["duplicate"], again["seq"]) == (True, told["seq"])
+
+
+def test_send_reads_standard_input(shell: Shell, name: str):
+    done = shell.run("send", name, "-", "--wait", stdin="from a pipe\n")
+    assert "Noted: from a pipe (" in done.stdout
+
+
+def test_a_turn_that_fails_is_1(shell: Shell, name: str):
+    done = shell.run("send", name, "--content", FAILS, "--wait")
+    assert done.exit_code == Exit.FAILED
+    assert "told to" in done.stdout
+
+
+def test_what_is_not_settled_in_time_is_5_and_says_with_which_key_to_wait_on(shell: Shell, name: str):
+    done = shell.run("send", name, "--content", SLOW, "--wait", "--wait-s", "0.2", "--key", "k9")
+    assert done.exit_code == Exit.UNAVAILABLE
+    assert "--key k9" in done.stderr
+    assert shell.run("interrupt", name, "--wait").exit_code == Exit.OK
+    assert (
+        shell.json("send", name, "--content", SLOW, "--wait", "--key", "k9", code=Exit.FAILED)["outcome"]
+        == "interrupted"
+    )
+
+
+def test_answer(shell: Shell, name: str):
+    shell.json("send", name, "--content", ASKS, "--key", "k")
+    assert shell.run("tail", name, "--until", "turn_waiting").exit_code == Exit.OK
+    assert shell.json("show", name)["status"] == "waiting"
+    assert shell.run("answer", name, "blue", "--wait").exit_code == Exit.OK
+    assert "blue it is" in shell.run("send", name, "--content", ASKS, "--key", "k", "--wait").stdout
+
+
+def test_stop_and_start(shell: Shell, name: str):
+    shell.json("send", name, "hello", "--wait")
+    assert shell.json("stop", name, "--wait")["outcome"] == "done"
+    refused = shell.run("send", name, "anyone?")
+    assert refused.exit_code == Exit.CONFLICT
+    assert refused.stderr == f"tenure: conversation {name} is stopped; start it first\n"
+    info = shell.json("start", name)
+    assert (info["ready"], info["conversation_id"]) == (True, name)
+    assert shell.run("send", name, "anyone?").exit_code == Exit.OK
+
+
+def test_start_creates_and_here_names_the_owner(shell: Shell, name: str):
+    info = shell.json("start", name, "--here", at="a")
+    assert (info["here"], info["owner"]["node"]) == (True, "a")
+    elsewhere = shell.run("start", name, "--here", at="b")
+    assert elsewhere.exit_code == Exit.CONFLICT
+    assert "is owned by node a" in elsewhere.stderr
+    wherever = shell.json("start", name, at="b")
+    assert (wherever["here"], wherever["owner"]["node"]) == (False, "a")
+
+
+def test_takeover(shell: Shell, name: str):
+    before = shell.json("start", name, "--here", at="a")
+    after = shell.json("takeover", name, at="b")
+    assert (after["owner"]["node"], after["epoch"]) == ("b", before["epoch"] + 1)
+    assert "b (http" in shell.run("show", name).stdout
+
+
+def test_start_with_settings_of_its_own(shell: Shell, name: str):
+    settings = json.dumps({"script": [{"reply": "as told"}]})
+    assert shell.run("start", name, "--settings", settings, "--agent", "scripted").exit_code == Exit.OK
+    assert "as told" in shell.run("send", name, "hey", "--wait").stdout
+    other = shell.run("start", name, "--settings", "{}")
+    assert other.exit_code == Exit.CONFLICT
+
+
+def test_show_and_ls(shell: Shell, name: str):
+    shell.json("send", name, "hello", "--wait")
+    told = shell.json("show", name, "--events", "2")
+    assert (told["id"], told["status"], len(told["events"])) == (name, "idle", 2)
+    shown = shell.run("show", name).stdout
+    assert "turn_completed" in shown and "scripted" in shown
+    assert name in [one["id"] for one in shell.json("ls", "--limit", "1000")]
+    assert name in shell.run("ls", "--limit", "1000").stdout
+    assert "there are more" in shell.run("ls", "--limit", "1").stdout
+    assert len(shell.json("ls", "--limit", "1")) == 1
+    assert {one["status"] for one in shell.json("ls", "--status", "idle")} == {"idle"}
+
+
+def test_tail_tells_events_as_lines(shell: Shell, name: str):
+    shell.json("send", name, "hello", "--wait")
+    lines = shell.run("tail", name, "--after", "0", "--no-follow", "--json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    assert len(shell.run("tail", name, "--events", "3", "--no-follow").stdout.splitlines()) == 3
+    until = shell.run("tail", name, "--after", "0", "--until", "reply").stdout.splitlines()
+    assert "Noted: hello" in until[-1]
+
+
+def test_another_users_conversation_is_not_found(shell: Shell, name: str):
+    assert shell.run("send", name, "mine", "--user", "ann").exit_code == Exit.OK
+    assert shell.run("show", name, "--user", "ann").exit_code == Exit.OK
+    assert shell.run("show", name, "--user", "ben").exit_code == Exit.NOT_FOUND
+    assert shell.run("send", name, "theirs", "--user", "ben").exit_code == Exit.CONFLICT
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+def test_nodes(shell: Shell):
+    assert {one["node"] for one in shell.json("nodes")} == {"a", "b"}
+    table = shell.run("nodes").stdout
+    assert all(url in table for url in shell.cluster.urls.values())
+
+
+def test_drain_of_a_node_that_is_not_there(shell: Shell):
+    done = shell.run("drain", "nobody")
+    assert done.exit_code == Exit.NOT_FOUND
+    assert done.stderr.startswith("tenure: node: ")
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("show",), ("tail",), ("stop",), ("interrupt",), ("answer", "x"), ("takeover",)])
+def test_an_unknown_conversation_is_3(shell: Shell, words: tuple[str, ...]):
+    command, *rest = words
+    done = shell.run(command, "nowhere", *rest)
+    assert done.exit_code == Exit.NOT_FOUND
+    assert done.stderr == "tenure: conversation nowhere is not known; create it first\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("send", "c"), "text"),
+        (("send", "c", "--content", "{"), "content"),
+        (("start", "c", "--settings", "nonsense"), "settings"),
+        (("start", "c", "--settings", '{"script": 1}'), "settings.script"),
+        (("answer", "c"), "text"),
+        (("send", "a b", "x"), "id"),
+        (("send", "a/../b", "x"), "id"),
+        (("send", "", "x"), "id"),
+        (("ls", "--url", "gopher://x"), "url"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_field(shell: Shell, words: tuple[str, ...], field: str):
+    done = shell.run(*words)
+    assert done.exit_code == Exit.USAGE, done.output
+    assert done.stderr.startswith(f"tenure: {field}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_nobody_answers():
+    done = CliRunner().invoke(tree, ["ls", "--url", f"http://127.0.0.1:{free_port()}", "--patience", "0"])
+    assert done.exit_code == Exit.UNAVAILABLE
+    assert "no node answered" in done.stderr
+
+
+def test_urls_come_from_the_options_or_else_from_the_environment():
+    assert urls_of(["http://a,http://b", "http://c"], {}) == ["http://a", "http://b", "http://c"]
+    assert urls_of(None, {"TENURE_URL": "http://a, http://b"}) == ["http://a", "http://b"]
+    assert urls_of(None, {}) == [DEFAULT_URL]
+    with pytest.raises(InvalidInputError, match="names no node"):
+        urls_of([","], {})
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"text": "two\nlines"}, "two lines"),
+        ({"text": "hi", "content": [1]}, "hi"),
+        ({"text": "hi", "more": 1}, 'hi {"more": 1}'),
+        ({"call": "c1", "result": None, "name": ""}, '{"call": "c1"}'),
+        ({}, ""),
+    ],
+)
+def test_what_a_body_says(body: dict[str, Any], text: str):
+    assert said(body) == text
