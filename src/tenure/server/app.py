@@ -6,6 +6,7 @@ sticky routing, and nothing here holds state that another node would need.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     app = FastAPI(title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name)
     app.router.route_class = StrictRoute
     app.state.bounds = bounds
+    app.state.large_bodies = ThreadPoolExecutor(1, "tenure-large-bodies")
     app.state.watches = watches = Watches(node.store, bounds.streams)
     conversations = Conversations(node, watches, bounds)
     commands = Commands(node, watches, bounds)

@@ -7,6 +7,7 @@ Fields and parameters that nobody asked for are refused as well: a misspelt ``us
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -20,9 +21,14 @@ from tenure.errors import InvalidInputError
 from tenure.server.problems import Problem
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from tenure.server.wire import Bounds
 
 MAX_DEPTH = 64
+LARGE = 65_536
+"""Bodies from here on are judged beside the event loop, in a thread of the app's own: a million small lists take
+their time, and the default threads may all be busy with agents' tools."""
 _SUSPECT = re.compile(r"\\u[dD]|\d{19}|[eE]\+?\d{3}|NaN|Infinity")
 """What a text must hold for :func:`_faults` to find anything but depth; so that most bodies are not walked."""
 
@@ -142,7 +148,11 @@ async def _read(request: Request) -> Request:
             limit="application/json",
             remedy="send the header Content-Type: application/json",
         )
-    return ReadRequest(request, bytes(data), read_json(bytes(data)))
+    body = bytes(data)
+    if len(body) < LARGE:
+        return ReadRequest(request, body, read_json(body))
+    judge = cast("Executor", request.app.state.large_bodies)
+    return ReadRequest(request, body, await asyncio.get_running_loop().run_in_executor(judge, read_json, body))
 
 
 def too_large(field: str, limit: str) -> Problem:
