@@ -13,12 +13,14 @@ Not a prison: commands run as the node's user. Offer it to people whom you would
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import secrets
 import signal
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -85,7 +87,8 @@ class ProcessRuntime:
                 self._insist()
                 self._groups.add(launched.group)
             try:
-                self._limits.impose(launched.group.pid)
+                with contextlib.suppress(ProcessLookupError):  # killed already, by a discard: it is said below
+                    self._limits.impose(launched.group.pid)
             except (OSError, ValueError) as error:
                 raise RuntimeFailure(f"the limits of processes cannot be set: {error}", step="run") from error
             ran = await launched.finish(data, timeout_s or self._limits.timeout_s, self._grace_s)
@@ -155,7 +158,7 @@ class ProcessProvider(RuntimeProvider):
     outlives_node = False
 
     def __init__(self, root: Path, *, limits: ProcessLimits | None = None, grace_s: float = 2.0) -> None:
-        self._root = Path(os.path.realpath(root))
+        self._given_root = Path(root)
         self._limits = limits or ProcessLimits()
         self._grace_s = grace_s
         self._id = secrets.token_hex(8)
@@ -234,6 +237,11 @@ class ProcessProvider(RuntimeProvider):
 
     # --- files; blocking --------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _root(self) -> Path:
+        """Links resolved: what marks a process must be the same text for every node of the machine."""
+        return Path(os.path.realpath(self._given_root))
+
     def _mark(self, name: str) -> Path:
         return self._root / "runtimes" / f"{files.folder(name)}.json"
 
@@ -259,10 +267,8 @@ class ProcessProvider(RuntimeProvider):
         mark = self._mark(name)
         discarded = mark.with_name(f"{files.folder(name)}.discarded")
         try:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 mark.replace(discarded)  # first: from here on nothing starts, in whatever process
-            except FileNotFoundError:
-                pass
             if left := census.end([str(mark)]):
                 raise RuntimeFailure(f"process {left[0].pid} of runtime {name} does not end", step="discard")
             if workspace is not None:
