@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def open_store(url: str) -> Store:
     """The store that the URL names, not yet opened: use it with ``async with``.
 
-    ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``memory:`` (this process only, for tests).
+    ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``redis://host:6379/0`` (``rediss``, ``valkey``; also
+    ``redis+sentinel://host,host/service`` and ``redis+cluster://host,host``), or ``memory:`` (this process only, for tests).
 
-    :raises InvalidInputError: no store has this scheme.
+    :raises InvalidInputError: no store has this scheme, or the URL is none of that store.
     """
     scheme = urlsplit(url).scheme
     match scheme:
@@ -28,7 +29,23 @@ def open_store(url: str) -> Store:
             from tenure.stores.sqlite import SqliteStore
 
             return SqliteStore(url)
+        case _ if scheme.startswith(("redis", "valkey")):
+            return _redis(url)
         case _:
             raise InvalidInputError(
-                "store", f"no store has the scheme {scheme or '(none)'!r}", "use sqlite:///path, or memory: for tests"
+                "store",
+                f"no store has the scheme {scheme or '(none)'!r}",
+                "use sqlite:///path, redis://host:6379/0, or memory: for tests",
             )
+
+
+def _redis(url: str) -> Store:
+    try:
+        from tenure.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        if error.name != "hiredis":
+            raise
+        raise InvalidInputError(
+            "store", "Redis needs a package that is missing", "pip install 'tenure[redis]'"
+        ) from None
+    return RedisStore(url)

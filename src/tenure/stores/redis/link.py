@@ -1,0 +1,292 @@
+"""One connection to one server, shared by everybody in this process: what is asked at the same moment travels together.
+
+Requests go out in the order in which they were made, all that a turn of the event loop has gathered in one write, and
+answers come back in that order; nobody waits for anybody else's answer to ask, and nobody waits for company. Nothing is
+ever sent twice from here: who gets no answer in time is told that the outcome is unknown.
+
+*Why not a client library:* they lend a connection to one caller at a time, and repeat by themselves; here the pipeline is
+the group commit, the time-out is a promise to the heartbeat, and only the caller knows whether a request may be repeated
+(docs/decisions/0010-redis-connection.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast, final
+
+from hiredis import ProtocolError, Reader, ReplyError, pack_command  # pyright: ignore[reportUnknownVariableType]
+
+from tenure.errors import StoreUnavailableError, StoreUnfitError
+from tenure.stores.redis.scripts import all_scripts
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from tenure.stores.redis.address import Credentials, Endpoint
+
+type Reply = Any
+"""What the server answered: bytes, int, None, a list of these, or a ``ReplyError``, which is a value here."""
+
+type Command = tuple[str | bytes | int | float, ...]
+
+IMPATIENCE_S = 0.05
+"""A caller that gives up after this long, while nothing has come back since it asked, takes its successors elsewhere."""
+_NOTHING = object()
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Request:
+    answer: asyncio.Future[list[Reply]]
+    missing: int
+    """Replies that are still to come."""
+    asked_at: float
+    durable: bool
+    replies: list[Reply] = field(default_factory=list[Reply])
+
+
+@final
+class Link(asyncio.Protocol):
+    """A connection, from :func:`connect` to :meth:`close`. Once it is lost it stays lost.
+
+    With `wait`, the answers of durable requests are held back until that many replicas have what was written; one
+    ``WAIT`` serves all that travelled together, and meanwhile the next ones gather.
+    """
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float, wait: int = 0) -> None:
+        self.endpoint = endpoint
+        self.usable = True
+        """New requests may use it: it is connected, and nobody has waited in vain."""
+        self._timeout_s = timeout_s
+        self._wait = wait
+        self._loop = asyncio.get_running_loop()
+        self._reader = Reader(notEnoughData=_NOTHING)
+        self._transport: asyncio.Transport | None = None
+        self._unsent: list[_Request] = []
+        self._packed: list[bytes] = []
+        self._sent: deque[_Request] = deque()
+        self._unconfirmed: list[_Request] = []
+        self._waiting = False
+        self._flushing = False
+        self._heard_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def lost(self) -> bool:
+        """The connection is gone."""
+        return self._transport is None
+
+    # requests
+
+    async def ask(self, *commands: Command, durable: bool = False) -> list[Reply]:
+        """Send the commands in a row, and return their replies.
+
+        :raises StoreUnavailableError: no answer in time, the connection fell, or too few replicas have it. Unknown outcome.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise StoreUnavailableError(f"the connection to {self.endpoint} is lost; repeat the request unchanged")
+        request = _Request(self._loop.create_future(), len(commands), self._loop.time(), durable)
+        self._packed.extend(map(packed, commands))
+        self._unsent.append(request)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        try:
+            return await request.answer
+        except asyncio.CancelledError:
+            # No byte since it was asked: this way may be dead, and who tries again should not stand behind it.
+            if self._heard_at < request.asked_at <= self._loop.time() - IMPATIENCE_S:
+                self.usable = False
+            raise
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._transport is None or self._waiting or not self._unsent:
+            return
+        batch, self._unsent = self._unsent, []
+        data, self._packed = self._packed, []
+        self._sent.extend(batch)
+        if self._wait and any(request.durable for request in batch):
+            self._waiting = True
+            data.append(packed(("WAIT", self._wait, max(1, int(self._timeout_s * 500)))))
+            confirmation = _Request(self._loop.create_future(), 1, self._loop.time(), durable=False)
+            confirmation.answer.add_done_callback(self._confirmed)
+            self._sent.append(confirmation)
+        self._transport.write(b"".join(data))
+        self._watch()
+
+    def _confirmed(self, confirmation: asyncio.Future[list[Reply]]) -> None:
+        """The answer to ``WAIT``: how many replicas have everything up to here."""
+        requests, self._unconfirmed = self._unconfirmed, []
+        self._waiting = False
+        if confirmation.exception() is None:
+            (replicas,) = confirmation.result()
+            for request in requests:
+                if isinstance(replicas, int) and replicas >= self._wait:
+                    _resolve(request)
+                else:
+                    _fail(request, f"{self._wait} replicas must have a write, {replicas} confirmed it in time")
+            self._flush()
+
+    # what the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets(False)) is not _NOTHING:
+                self._take(reply)
+        except ProtocolError as error:
+            self._lose(f"{self.endpoint} does not speak the protocol: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(f"the connection to {self.endpoint} fell{f': {exc}' if exc else ''}")
+
+    def _take(self, reply: Reply) -> None:
+        if not self._sent:
+            self._lose(f"{self.endpoint} said {reply!r}, which nobody had asked")
+            return
+        request = self._sent[0]
+        request.replies.append(reply)
+        request.missing -= 1
+        if request.missing:
+            return
+        self._sent.popleft()
+        if self._wait and request.durable:
+            self._unconfirmed.append(request)
+        else:
+            _resolve(request)
+        if not self.usable and not (self._sent or self._unsent or self._unconfirmed):
+            self._lose("nobody uses it any more")
+
+    # the end
+
+    def _watch(self) -> None:
+        if self._timer is None and self._sent:
+            due = self._sent[0].asked_at + self._timeout_s
+            self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """Whether the oldest request has waited too long."""
+        self._timer = None
+        if self._sent and self._loop.time() >= self._sent[0].asked_at + self._timeout_s:
+            self._lose(f"{self.endpoint} did not answer within {self._timeout_s:g} s")
+        else:
+            self._watch()
+
+    def _lose(self, why: str) -> None:
+        self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        lost = [*self._unconfirmed, *self._sent, *self._unsent]
+        self._unconfirmed, self._unsent, self._packed = [], [], []
+        self._sent.clear()
+        for request in lost:
+            _fail(request, why)
+
+    async def close(self) -> None:
+        """Drop the connection; whoever still waits is told."""
+        self._lose(f"the store at {self.endpoint} was closed")
+        await asyncio.sleep(0)  # the transport closes its socket in the next turn of the loop
+
+
+def packed(command: Command) -> bytes:
+    """A command as it goes over the wire."""
+    return cast("bytes", pack_command(command))  # pyright: ignore[reportArgumentType] - its stub means any tuple
+
+
+def _resolve(request: _Request) -> None:
+    if not request.answer.done():  # cancelled: its caller went away
+        request.answer.set_result(request.replies)
+
+
+def _fail(request: _Request, why: str) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(StoreUnavailableError(f"{why}; repeat the request unchanged"))
+
+
+async def dial(protocol: asyncio.Protocol, endpoint: Endpoint, tls: ssl.SSLContext | None) -> None:
+    """Connect the protocol.
+
+    :raises OSError: nobody listens there.
+    """
+    loop = asyncio.get_running_loop()
+    if endpoint.port:
+        await loop.create_connection(lambda: protocol, endpoint.host, endpoint.port, ssl=tls)
+    else:
+        await loop.create_unix_connection(lambda: protocol, endpoint.host)
+
+
+async def connect(
+    endpoint: Endpoint,
+    credentials: Credentials,
+    *,
+    tls: ssl.SSLContext | None = None,
+    db: int = 0,
+    timeout_s: float,
+    wait: int = 0,
+    scripts: bool = True,
+) -> Link:
+    """Connect, log in, choose the database, and send the scripts.
+
+    :raises StoreUnavailableError: nobody answers there in time.
+    :raises StoreUnfitError: the server refuses the login or the database.
+    """
+    link = Link(endpoint, timeout_s, wait)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await dial(link, endpoint, tls)
+            await _greet(link, credentials, db, scripts=scripts)
+    except TimeoutError:
+        await link.close()
+        raise StoreUnavailableError(f"{endpoint} did not answer within {timeout_s:g} s") from None
+    except OSError as error:
+        await link.close()
+        raise StoreUnavailableError(f"no connection to {endpoint}: {error.strerror or error}") from error
+    except BaseException:
+        await link.close()
+        raise
+    return link
+
+
+async def _greet(link: Link, credentials: Credentials, db: int, *, scripts: bool) -> None:
+    greeting: list[Command] = []
+    if credentials.password is not None:
+        user = () if credentials.user is None else (credentials.user,)
+        greeting.append(("AUTH", *user, credentials.password))
+    if db:
+        greeting.append(("SELECT", db))
+    greeting.append(("CLIENT", "SETNAME", "tenure"))
+    if scripts:
+        greeting += [("SCRIPT", "LOAD", script.text) for script in all_scripts()]
+    for command, reply in zip(greeting, await link.ask(*greeting), strict=True):
+        if isinstance(reply, ReplyError) and command[0] in ("AUTH", "SELECT"):
+            said = str(reply).replace(credentials.password or "\0", "***")  # some servers repeat what they were sent
+            raise _refusal(link.endpoint, str(command[0]), said)
+
+
+def _refusal(endpoint: Endpoint, command: str, said: str) -> StoreUnfitError | StoreUnavailableError:
+    if said.startswith("LOADING"):
+        return StoreUnavailableError(f"{endpoint} is still loading its data")
+    what = "the user or the password" if command == "AUTH" else "the number of the database"
+    return StoreUnfitError(f"{endpoint} refused {command}: {said}; correct {what} in the store's URL")
+
+
+def is_error(reply: Reply, *codes: str) -> bool:
+    """Whether a reply is an error, and if codes are given, one that begins with one of them."""
+    return isinstance(reply, ReplyError) and (not codes or str(reply).startswith(codes))
+
+
+def error_of(replies: Sequence[Reply]) -> ReplyError | None:
+    """The first error among the replies."""
+    return next((reply for reply in replies if isinstance(reply, ReplyError)), None)

@@ -1,0 +1,160 @@
+"""What the scripts answer, as values of the port."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tenure.abc import About, Appended, Load, NodeRecord, Paper, Refusal, Sealed, Snapshot
+from tenure.clock import Instant
+from tenure.conversation import Record, TurnState
+from tenure.errors import Owner
+from tenure.journal import Delivery, Event, Policy, Seq
+from tenure.lease import Epoch, IncarnationId, Lease, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tenure.stores.redis.link import Reply
+
+MICROSECONDS = 1_000_000
+MILLISECONDS = 1_000
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
+    texts = [one.decode() for one in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def instant(milliseconds: str | bytes) -> Instant:
+    """A moment of wall time as the store keeps it."""
+    return Instant(int(milliseconds) / MILLISECONDS)
+
+
+def record_of(shown: Sequence[Reply]) -> Record:
+    """The record out of what ``shown`` of ``lua/shared/record.lua`` answers: the store's now, then the hash."""
+    now, flat = shown
+    hash = _pairs(flat)
+
+    def number(field: str) -> int:
+        return int(hash.get(field, 0))
+
+    epoch = Epoch(number("epoch"))
+    left = number("not_before") - int(now)
+    return Record(
+        conversation=hash["conversation"],
+        user_id=hash.get("user_id"),
+        agent=hash.get("agent", ""),
+        settings=json.loads(hash.get("settings", "{}")),
+        policy=Policy(hash.get("policy", Policy.ENQUEUE)),
+        title=hash.get("title"),
+        metadata=json.loads(hash.get("metadata", "{}")),
+        version=number("version"),
+        epoch=epoch,
+        owner=_owner(hash, epoch),
+        token=None if "token" not in hash else Token(hash["token"]),
+        head=number("head"),
+        last_command=number("last_command"),
+        last_start=number("last_start"),
+        unsettled=number("unsettled"),
+        turn=TurnState(hash.get("turn", TurnState.NONE)),
+        started=bool(number("started")),
+        wanted=bool(number("wanted")),
+        retry_in_s=left / MICROSECONDS if left > 0 and "not_before" in hash else None,
+        lost=number("lost"),
+        failures=number("failures"),
+        stopped=bool(number("stopped")),
+        failed=bool(number("failed")),
+        deleted=bool(number("deleted")),
+        agent_status=hash.get("agent_status"),
+        created_at=instant(hash.get("created_at", "0")),
+        updated_at=instant(hash.get("updated_at", "0")),
+    )
+
+
+def _owner(hash: dict[str, str], epoch: Epoch) -> Owner | None:
+    if "owner" not in hash:
+        return None
+    since = instant(hash.get("owner_since", "0"))
+    return Owner(hash["owner_node"], IncarnationId(hash["owner"]), hash["owner_address"], epoch, since)
+
+
+def appended_of(result: bytes) -> Appended:
+    """The answer to a batch, as the record keeps it for a repeat."""
+    first, count, head, last_command, at = result.split()
+    return Appended(int(first), int(count), int(head), int(last_command), instant(at))
+
+
+ENTRY = 7
+"""An entry of a journal: id, kind, at, epoch, body, rest, delivery."""
+
+
+def events_of(flat: Sequence[bytes]) -> Iterator[Event]:
+    """The events of ``read``."""
+    for start in range(0, len(flat), ENTRY):
+        id, kind, at, epoch, body, rest, delivery = flat[start : start + ENTRY]
+        more: dict[str, Any] = json.loads(rest) if rest != b"{}" else {}
+        yield Event(
+            seq=Seq(int(id.rpartition(b"-")[2])),
+            epoch=Epoch(int(epoch)) if epoch else None,
+            kind=kind.decode(),
+            at=instant(at),
+            body=json.loads(body),
+            turn=more.get("turn"),
+            opens=tuple(more.get("opens", ())),
+            closes=tuple(more.get("closes", ())),
+            key=more.get("key"),
+            delivery=Delivery(delivery.decode()) if delivery else None,
+        )
+
+
+def snapshot_of(reply: Sequence[bytes | None] | None) -> Snapshot | None:
+    """The snapshot of ``read``, if there is one."""
+    if reply is None:
+        return None
+    seq, fold, loop = reply
+    return Snapshot(
+        int(seq or 0), None if fold is None else json.loads(fold), None if loop is None else json.loads(loop)
+    )
+
+
+def refusal_of(conversation: str, entry: bytes) -> Refusal:
+    """A line of the log of refused writes."""
+    at, operation, epoch, who = entry.split(b" ", 3)
+    length, _, rest = who.partition(b":")
+    incarnation, token = rest[: int(length)].decode(), rest[int(length) :].decode()
+    lease = Lease(conversation, IncarnationId(incarnation), Epoch(int(epoch)), Token(token))
+    return Refusal(instant(at), lease, operation.decode())
+
+
+def node_of(incarnation: str, flat: Sequence[bytes], now: int) -> tuple[int, NodeRecord]:
+    """A node, and its place in the order of registration."""
+    hash = _pairs(flat)
+    about: dict[str, Any] = json.loads(hash["about"])
+    record = NodeRecord(
+        IncarnationId(incarnation),
+        About(
+            about["node"],
+            about["address"],
+            about["capacity"],
+            tuple(about["agents"]),
+            Instant(about["started_at"]),
+        ),
+        Load(int(hash.get("owned", 0)), hash.get("draining") == "1"),
+        int(hash["beat"]),
+        (int(hash["expires"]) - now) / MICROSECONDS,
+        "dead" in hash,
+    )
+    return int(hash["number"]), record
+
+
+def paper_of(kind: str, id: str, kept: bytes) -> Paper:
+    """A paper, kept as "<version> <document>"."""
+    version, _, document = kept.partition(b" ")
+    return Paper(kind, id, json.loads(document), int(version))
+
+
+def sealed_of(name: str, kept: bytes) -> Sealed:
+    """A secret, kept as "<version> <ciphertext>"."""
+    version, _, ciphertext = kept.partition(b" ")
+    return Sealed(name, ciphertext, int(version))

@@ -1,0 +1,195 @@
+"""Requests of the port as arguments of the scripts: canonical JSON texts, their sizes judged here, their digests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenure.abc import TooLarge
+from tenure.journal import Claimed, Created, Json, JsonObject, Policy, Released, canonical, digest, draft
+from tenure.stores.redis.replies import MICROSECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tenure.abc import Append, Claim, Creation, Limits, Release, Snapshot
+    from tenure.conversation import Settle
+    from tenure.journal import Command, Draft
+    from tenure.lease import Lease
+    from tenure.stores.redis.keys import ConversationKeys, PartitionKeys
+    from tenure.stores.redis.scripts import Argument
+
+type Arguments = dict[str, str]
+
+NOTHING_TO_CREATE = (
+    "event", "asked_agent", "agent", "user_id", "asked_settings", "settings", "settings_digest", "policy", "title",
+    "metadata", "seen", "event_large",
+)  # fmt: skip
+
+
+def indexes(partition: PartitionKeys) -> Arguments:
+    """The keys that a change of a record may also change."""
+    return {"wanted": partition.wanted, "owners": partition.owners, "named": partition.named}
+
+
+def nullable(text: str | None) -> str:
+    """A text that may be null: '' is null."""
+    return "" if text is None else f"={text}"
+
+
+def flag(value: bool) -> str:
+    return "1" if value else "0"
+
+
+def microseconds(seconds: float) -> str:
+    return str(round(seconds * MICROSECONDS))
+
+
+def creation_arguments(creation: Creation | None, seen: int, limits: Limits) -> tuple[Arguments, TooLarge | None]:
+    """What a conversation would be created with; `seen` is the highest creation number that this process has seen."""
+    if creation is None:
+        return dict.fromkeys(NOTHING_TO_CREATE, ""), None
+    agent = creation.agent or creation.default_agent
+    settings: JsonObject = creation.settings if creation.settings is not None else {}
+    policy = creation.policy or Policy.ENQUEUE
+    event = canonical(draft(Created(agent, creation.user_id, settings, policy.value)).body)
+    large = _too_large(0, event, limits)
+    arguments = {
+        "event": event if large is None else "{}",
+        "asked_agent": nullable(creation.agent),
+        "agent": agent,
+        "user_id": nullable(creation.user_id),
+        "asked_settings": nullable(None if creation.settings is None else digest(settings)),
+        "settings": canonical(settings),
+        "settings_digest": digest(settings),
+        "policy": policy.value,
+        "title": nullable(creation.title),
+        "metadata": canonical(creation.metadata if creation.metadata is not None else {}),
+        "seen": str(seen),
+        "event_large": flag(large is not None),
+    }
+    return arguments, large
+
+
+def command_arguments(command: Command | None, limits: Limits) -> tuple[Arguments, TooLarge | None]:
+    """A client's command; a null one has the kind ''."""
+    if command is None:
+        return dict.fromkeys(("kind", "key", "digest", "body", "rest", "delivery", "large"), ""), None
+    body = canonical(command.body)
+    large = _too_large(0, body, limits)
+    arguments = {
+        "kind": command.kind,
+        "key": command.key,
+        "digest": command.digest(),
+        "body": body if large is None else "{}",
+        "rest": canonical({"key": command.key}),
+        "delivery": command.delivery.value,
+        "large": flag(large is not None),
+    }
+    return arguments, large
+
+
+def claim_arguments(request: Claim) -> Arguments:
+    """A claim attempt, without its creation; the script puts ``previous`` behind the event's body."""
+    body = Claimed(request.incarnation, request.node, request.address, request.why, request.forced)
+    known = {name: value for name, value in draft(body).body.items() if name != "previous"}
+    return {
+        "incarnation": request.incarnation,
+        "token": request.token,
+        "expected_epoch": str(request.expected_epoch),
+        "node": request.node,
+        "address": request.address,
+        "body": canonical(known),
+        "forced": flag(request.forced),
+        "floor": str(request.floor),
+    }
+
+
+def lease_arguments(lease: Lease, limits: Limits) -> Arguments:
+    """What the fence compares, and how many refusals are kept."""
+    return {
+        "incarnation": lease.incarnation,
+        "epoch": str(lease.epoch),
+        "token": lease.token,
+        "refusals_limit": str(limits.refusals),
+    }
+
+
+def batch_arguments(
+    batch: Append, batch_digest: str, limits: Limits
+) -> tuple[Arguments, Sequence[Argument], TooLarge | None]:
+    """An owner's batch: its arguments, its events, and the first of these that is too large; then none is sent."""
+    events: list[Argument] = []
+    large: TooLarge | None = None
+    for index, one in enumerate(batch.drafts):
+        body = canonical(one.body)
+        large = large or _too_large(index, body, limits)
+        events += (one.kind, body, _rest(one))
+    arguments = {
+        **lease_arguments(batch.lease, limits),
+        "number": str(batch.number),
+        "seen": str(batch.seen),
+        "digest": batch_digest,
+        "large": flag(large is not None),
+        **_settle_arguments(batch.settle),
+        **_snapshot_arguments(batch.snapshot if large is None else None),
+    }
+    return arguments, events if large is None else (), large
+
+
+def _settle_arguments(settle: Settle | None) -> Arguments:
+    if settle is None:
+        names = ("settle", "runnable", "settled", "turn", "turn_ended", "started", "stopped", "failed", "agent_status")
+        return dict.fromkeys(names, "")
+    return {
+        "settle": "1",
+        "runnable": flag(settle.runnable),
+        "settled": " ".join(map(str, settle.settled)),
+        "turn": settle.turn.value,
+        "turn_ended": flag(settle.turn_ended),
+        "started": flag(settle.started),
+        "stopped": flag(settle.stopped),
+        "failed": flag(settle.failed),
+        "agent_status": nullable(settle.agent_status),
+    }
+
+
+def _snapshot_arguments(snapshot: Snapshot | None) -> Arguments:
+    if snapshot is None:
+        return {"snapshot_seq": "", "fold": "", "loop": ""}
+    return {
+        "snapshot_seq": str(snapshot.seq),
+        "fold": "" if snapshot.fold is None else canonical(snapshot.fold),
+        "loop": "" if snapshot.loop is None else canonical(snapshot.loop),
+    }
+
+
+def farewell_arguments(request: Release) -> Arguments:
+    """What a release has beside its batch."""
+    released = draft(Released(request.batch.lease.incarnation, request.reason.value))
+    return {
+        "body": canonical(released.body),
+        "failed_start": flag(request.reason.value == "failed"),
+        "retry_in": "" if request.retry_in_s is None else microseconds(request.retry_in_s),
+    }
+
+
+def _rest(one: Draft) -> str:
+    """The envelope of an event, without what the store adds; mostly empty."""
+    parts: dict[str, Json] = {}
+    if one.turn is not None:
+        parts["turn"] = one.turn
+    if one.opens:
+        parts["opens"] = list(one.opens)
+    if one.closes:
+        parts["closes"] = list(one.closes)
+    return canonical(parts)
+
+
+def _too_large(index: int, body: str, limits: Limits) -> TooLarge | None:
+    size = len(body.encode())
+    return TooLarge(index, size, limits.event_bytes) if size > limits.event_bytes else None
+
+
+def conversation_keys(keys: ConversationKeys, *names: str) -> Arguments:
+    """Those of a conversation's own keys."""
+    return {name: getattr(keys, name) for name in names}
