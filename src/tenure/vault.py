@@ -350,7 +350,7 @@ class Mask:
                 if len(part) >= SHORTEST:
                     forms |= _forms(part)
         longest_first = sorted(forms, key=lambda form: (-len(form), form))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        self._pattern = re.compile("|".join(map(_either_case, longest_first))) if forms else None
 
     def __repr__(self) -> str:
         return f"Mask({MASKED})"
@@ -390,13 +390,17 @@ def _forms(value: str) -> set[str]:
         escaped = json.dumps(value, ensure_ascii=plain_text)[1:-1]
         forms |= {escaped, json.dumps(escaped, ensure_ascii=plain_text)[1:-1]}
     raw = value.encode("utf-8", "surrogatepass")
-    for encoded in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
-        forms |= {encoded, re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), encoded)}
+    forms |= {quote(raw, safe=""), quote(raw), quote_plus(raw)}
     for offset in range(3):  # where in a group of three bytes the value may begin
         first, last = -(-offset * 8 // 6), (offset + len(raw)) * 8 // 6
         fragment = base64.b64encode(bytes(offset) + raw).decode()[first:last]
         forms |= {fragment, fragment.replace("+", "-").replace("/", "_")}
     return forms
+
+
+def _either_case(form: str) -> str:
+    """The pattern of a form; encoders for URLs write ``%2f`` or ``%2F``."""
+    return re.sub(r"%[0-9A-F]{2}", lambda found: f"(?i:{found[0]})", re.escape(form))
 
 
 def alike(recorded: Json, fresh: Json) -> bool:
