@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Self, final
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
 READY = re.compile(r"^ready (?P<url>\S+) node=(?P<node>\S+)$", re.MULTILINE)
 """The line that ``tenure serve`` prints for programs."""
 
 POLL_S = 0.02
 LOG_TAIL = 4000
+CHILD_S = 3.0
+"""What a witness gets to bury its node and to end."""
 
 
 class NodeEndedError(Exception):
@@ -140,10 +143,15 @@ class NodeProcess:
         return code
 
     def close(self) -> None:
-        """End the process now, whatever state it is in."""
-        if self._child is not None and self.running:
+        """End the process now, whatever state it is in, and then its children that do not end by themselves."""
+        if self._child is None or not self.running:
+            return
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(_held(pid)) for pid in _children(self.pid)]
             self._child.kill()
             self._child.wait()
+            for child in children:
+                _end(child)
 
     # --- what is seen of it -----------------------------------------------------------------------------------------
 
@@ -242,3 +250,38 @@ class NodeProcesses:
     def __exit__(self, *exc: object) -> None:
         for node in self:
             node.close()
+
+
+# --- children -------------------------------------------------------------------------------------------------------
+
+
+def _children(pid: int) -> list[int]:
+    """The witness, and what runs in runtimes."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Generator[int | None]:
+    """A descriptor of that very process: its number may be another one's by the time that it is needed."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (OSError, AttributeError):  # ended already, or no Linux
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _end(descriptor: int | None) -> None:
+    if descriptor is None:
+        return
+    ended, _, _ = select.select([descriptor], [], [], CHILD_S)
+    if not ended:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)

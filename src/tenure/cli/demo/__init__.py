@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import signal
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import httpx
 
@@ -25,12 +26,13 @@ from tenure.cli.demo.stage import HTTP_TIMEOUT_S, PATIENCE_S, Stage
 from tenure.cli.demo.verdict import Verdict, judge, read_effects
 from tenure.cli.exits import Exit
 from tenure.clock import SystemClock
+from tenure.errors import InvalidInputError, TenureError
 from tenure.stores import open_store
 from tenure.testing.history import Attempt, Journal, Start
-from tenure.testing.processes import NodeProcesses
+from tenure.testing.processes import NodeEndedError, NodeProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from rich.console import Console
 
@@ -55,23 +57,42 @@ class Options:
 
 
 def run(options: Options, console: Console) -> Exit:
-    """Play it, and say how it ended. Ends everything that it has started."""
+    """Play it, and say how it ended. Ends everything that it has started.
+
+    :raises InvalidInputError: the store is none, or none for several processes.
+    """
+    if options.store is not None and open_store(options.store).url is None:
+        raise InvalidInputError("store", f"{options.store} lives in one process", "use one that several can open")
     clock, folder = SystemClock(), Path(tempfile.mkdtemp(prefix="tenure-demo-"))
     began = clock.boottime()
     try:
         verdict = asyncio.run(_play(options, folder, console))
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
-            raise
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted: everything that was started is ended")
+        shutil.rmtree(folder, ignore_errors=True)
         return Exit.INTERRUPTED
+    except (NodeEndedError, TimeoutError, TenureError, ExceptionGroup) as error:
+        for one in leaves(error):
+            console.print(
+                f"the demo could not go on: {str(one) or type(one).__name__}", style="red", markup=False, soft_wrap=True
+            )
+        console.print(f"the store and the logs stay in {folder}", soft_wrap=True)
+        return Exit.FAILED
     print_verdict(console, verdict, clock.boottime() - began)
     if verdict.kept:
         shutil.rmtree(folder, ignore_errors=True)
         return Exit.OK
     console.print(f"the store, the logs and the history stay in {folder}", soft_wrap=True)
     return Exit.FAILED
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """What a group of errors consists of."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(one)
+    else:
+        yield error
 
 
 async def _play(options: Options, folder: Path, console: Console) -> Verdict:
@@ -99,7 +120,8 @@ async def _acts(options: Options, stage: Stage, store: Store) -> None:
     """The storm, then the faults, one after the other, while everybody goes on talking."""
     stage.screen.say(f"starting {options.nodes} nodes on {stage.store}")
     await asyncio.gather(*(stage.start(node) for node in stage.nodes))
-    names = [f"c{number:02}" for number in range(1, options.conversations + 1)]
+    prefix = "c" if options.store is None else f"demo-{secrets.token_hex(3)}-"
+    names = [f"{prefix}{number:02}" for number in range(1, options.conversations + 1)]
     await storm(stage, names)
     stage.storm_ended = time.time()
     mirrors = [Mirror(name, stage.screen) for name in names[: QUICK_LIVE if options.quick else LIVE]]

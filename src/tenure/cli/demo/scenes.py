@@ -12,6 +12,7 @@ from tenure.cli.demo.verdict import Fault
 from tenure.client import Client
 from tenure.errors import StoreError, TenureError
 from tenure.journal import Event
+from tenure.testing.history import Start
 from tenure.testing.processes import NodeEndedError, NodeProcess
 
 if TYPE_CHECKING:
@@ -29,16 +30,25 @@ LEAVE_S = 12.0
 
 
 async def storm(stage: Stage, conversations: Sequence[str]) -> None:
-    """Every conversation is created and started through every node, several times, all at once."""
+    """Every conversation is created and started through every node, several times, all at once; and its first message
+    is sent through every node, too, always with the same key."""
 
     async def ask(node: NodeProcess, conversation: str) -> None:
         await stage.create(node, conversation)
-        wherever = stage.start_loop(node, conversation, here=False)
-        await asyncio.gather(wherever, *(stage.start_loop(node, conversation, here=True) for _ in range(STARTS_HERE)))
+        await asyncio.gather(
+            stage.start_loop(node, conversation, here=False),
+            *(stage.start_loop(node, conversation, here=True) for _ in range(STARTS_HERE)),
+            stage.send(conversation, 0, [node], body={"text": "hello"}),
+        )
 
     asked = len(conversations) * len(stage.nodes) * (STARTS_HERE + 1)
     stage.screen.say(f"{asked} starts of {len(conversations)} conversations, through every node at once")
+    for conversation in conversations:
+        stage.screen.row(conversation)
     await asyncio.gather(*(ask(node, conversation) for conversation in conversations for node in stage.nodes))
+    seconds = time.time() - min(start.started for start in stage.history.of(Start))
+    here = {(s.conversation, s.process) for s in stage.history.of(Start) if s.outcome == "here"}
+    stage.screen.say(f"    answered after {seconds:.1f} s: {len(here)} conversations run, each on one node")
 
 
 async def chat(stage: Stage, mirror: Mirror, hush: asyncio.Event) -> None:
@@ -95,10 +105,9 @@ async def freeze(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], stor
     except NodeEndedError as error:
         stage.broken.append(f"{node.name} did not come back after it was frozen: {error}")
     stage.screen.nodes[node.name] = "up"
-    refused = [len(await store.refusals(mirror.conversation)) for mirror in mirrors]
-    stage.screen.say(
-        f"{node.name} gave everything up and registered anew; late writes refused by the store: {sum(refused)}"
-    )
+    refused = sum([len(await store.refusals(mirror.conversation)) for mirror in mirrors])
+    late = f"late writes refused by the store: {refused}" if refused else "no late write left it"
+    stage.screen.say(f"{node.name} gave everything up and registered anew; {late}", "blue")
     return node.name
 
 

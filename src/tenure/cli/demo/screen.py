@@ -109,8 +109,9 @@ def print_verdict(console: Console, verdict: Verdict, took_s: float) -> None:
     table.add_column(justify="right", style="bold")
     table.add_row("starts asked / loops run", f"{verdict.starts} / {verdict.loops}")
     table.add_row("messages sent / answered", f"{verdict.sent} / {verdict.answered}")
-    table.add_row("tool calls finished / side effects", f"{verdict.calls} / {verdict.effects}")
-    table.add_row("takeovers of open turns", str(len(verdict.takeovers)))
+    table.add_row("tool calls begun / cut by a fault", f"{verdict.calls} / {verdict.cut}")
+    if verdict.effects:
+        table.add_row("side effects in the file", str(verdict.effects))
     table.add_row("doubles", _count(len(verdict.doubles)))
     table.add_row("losses", _count(len(verdict.losses)))
     table.add_row("broken promises", _count(len(verdict.violations)))
@@ -122,17 +123,11 @@ def print_verdict(console: Console, verdict: Verdict, took_s: float) -> None:
 
 
 def _takeovers(takeovers: Sequence[Takeover]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", title="takeovers", title_justify="left")
-    for heading in (
-        "owner was",
-        "conversation",
-        "from → to",
-        "epoch",
-        "without owner",
-        "fault → claimed",
-        "→ turn goes on",
-    ):
-        table.add_column(heading, justify="right" if heading[0] in "wf→" and heading != "from → to" else "left")
+    table = Table(box=None, pad_edge=False, header_style="dim", title="\ntakeovers of open turns", title_justify="left")
+    for heading in ("owner was", "conversation", "from → to", "epoch"):
+        table.add_column(heading)
+    for heading in ("no owner for", "claimed after", "went on after"):
+        table.add_column(heading, justify="right")
     for one in takeovers:
         table.add_row(
             one.kind,

@@ -17,6 +17,7 @@ from tenure.testing.history import Attempt, History, Look, Start, Unread
 from tenure.testing.processes import NodeProcess, NodeProcesses
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tenure.cli.demo.screen import Screen
@@ -81,13 +82,13 @@ class Stage:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        """One request, repeated unchanged at one node after the other until somebody answers.
+    async def ask(self, method: str, path: str, body: dict[str, Any], nodes: Sequence[NodeProcess]) -> httpx.Response:
+        """One request, repeated unchanged at one of the nodes after the other until somebody answers.
 
         :raises TimeoutError: nobody did.
         """
         async with asyncio.timeout(PATIENCE_S):
-            for node in itertools.cycle(self.reachable()):
+            for node in itertools.cycle(nodes):
                 try:
                     reply = await self.http.request(method, f"{node.url}{path}", json=body)
                 except httpx.TransportError:
@@ -123,19 +124,21 @@ class Stage:
         epoch: int | None = told.get("epoch", owner.get("epoch"))
         self.history.add(Start(conversation, node.url, began, time.time(), outcome, epoch, owner.get("incarnation")))
 
-    async def send(self, conversation: str, number: int) -> int:
+    async def send(
+        self, conversation: str, number: int, nodes: Sequence[NodeProcess] = (), body: dict[str, Any] | None = None
+    ) -> int:
         """A message under a key of its own, at any node, with that key again until it is accepted; its seq."""
         key = f"{conversation}-m{number}"
-        body: dict[str, Any] = {"text": f"message {number}", "key": key}
-        if self.scripted:
-            body["content"] = {"script": script(number)}
+        body = {"key": key} | (body or self._work(number))
         began = time.time()
-        reply = await self.ask("POST", f"/conversations/{conversation}/messages", body)
+        reply = await self.ask("POST", f"/conversations/{conversation}/messages", body, nodes or self.reachable())
         told = reply.json()
         accepted = reply.status_code in (200, 202)
         outcome = "refused" if not accepted else "duplicate" if told["duplicate"] else "accepted"
         self.history.add(
-            Attempt("demo", conversation, "message", key, began, time.time(), outcome, told.get("seq"), str(told)[:200])
+            Attempt(
+                "demo", conversation, "message", key, began, time.time(), outcome, told.get("seq"), reply.reason_phrase
+            )
         )
         if not accepted:
             self.broken.append(f"message {key} was refused: {reply.text}")
@@ -157,8 +160,11 @@ class Stage:
                 self.history.add(Look(conversation, node.url, time.time(), shown))
                 return events
 
-
-def script(number: int) -> list[dict[str, Any]]:
-    """Work in the runtime, in steps long enough to be killed in."""
-    work = f"sleep {STEP_S:g}; echo message {number} >> work.txt; wc -l < work.txt"
-    return [*({"run": work} for _ in range(STEPS)), {"reply": "message {text}: work.txt has {output} lines"}]
+    def _work(self, number: int) -> dict[str, Any]:
+        """Work in the runtime, in steps long enough to be killed in; another agent than ours gets words."""
+        text = f"message {number}"
+        if not self.scripted:
+            return {"text": text}
+        work = f"sleep {STEP_S:g}; echo {text} >> work.txt; wc -l < work.txt"
+        steps = [*({"run": work} for _ in range(STEPS)), {"reply": "{text}: work.txt has {output} lines"}]
+        return {"text": text, "content": {"script": steps}}

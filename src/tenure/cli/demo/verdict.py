@@ -7,7 +7,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from tenure.journal import TURN_ENDS, CallFinished, CallStarted, Claimed, Event, LoopStarted, Released, read_body
+from tenure.journal import (
+    TURN_ENDS,
+    CallFinished,
+    CallInterrupted,
+    CallStarted,
+    Claimed,
+    Event,
+    LoopStarted,
+    Released,
+    read_body,
+)
 from tenure.testing.checker import (
     Violation,
     accepted_is_kept,
@@ -42,11 +52,12 @@ class Fault:
 class Takeover:
     """An open turn that changed its owner because of a fault. All times in seconds.
 
-    `claimed_s` and `resumed_s` run from the fault to the new owner's claim and to the next event of the turn;
+    `at` is the time of the fault; `claimed_s` and `resumed_s` run from the fault to the new owner's claim and to the next event of the turn;
     `unowned_s` is how long nobody could act for it: from the fault, or from the release of an owner that drained.
     """
 
     kind: str
+    at: float
     conversation: str
     before: str
     after: str
@@ -66,6 +77,7 @@ class Verdict:
     sent: int
     answered: int
     calls: int
+    cut: int
     effects: int
     takeovers: tuple[Takeover, ...]
     doubles: tuple[str, ...]
@@ -97,9 +109,10 @@ def judge(
         answered=sum(
             1 for journal in journals for key in _answered(journal.events) if (journal.conversation, key) in accepted
         ),
-        calls=sum(1 for journal in journals for event in journal.events if isinstance(read_body(event), CallFinished)),
+        calls=sum(len(event.opens) for journal in journals for event in journal.events),
+        cut=sum(isinstance(read_body(event), CallInterrupted) for journal in journals for event in journal.events),
         effects=len(effects),
-        takeovers=tuple(takeovers(journals, faults)),
+        takeovers=tuple(sorted(takeovers(journals, faults), key=lambda one: one.at)),
         doubles=tuple(doubles(journals, effects)),
         losses=tuple(losses(journals, accepted, effects, effects_known=effects_known)),
         violations=(*flaws, *map(str, _violations(history, effects_known=effects_known))),
@@ -211,6 +224,7 @@ def takeovers(journals: Sequence[Journal], faults: Sequence[Fault]) -> Iterator[
                     since = fault.at if released_at is None else released_at
                     yield Takeover(
                         fault.kind,
+                        fault.at,
                         journal.conversation,
                         owner.node,
                         body.node,
