@@ -16,11 +16,12 @@ from tenure.abc import Claim, Death, Held, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.lease import new_token
 from tenure.node.initiation import adopt
+from tenure.node.tasks import settled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenure.abc import Wanted
+    from tenure.abc import Claimed, Wanted
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
@@ -99,7 +100,7 @@ class Claimer:
             room = self._room()
             if free and room > 0:
                 self._means.rng.shuffle(free)
-                await self._claim(free[:room])
+                await settled(self._means.tasks.start(self._claim(free[:room]), "claim"))
             cursor = page.cursor
             if cursor is None or self._incarnation.given_up:
                 return
@@ -115,7 +116,7 @@ class Claimer:
     def _room(self) -> int:
         if self._incarnation.draining or not self._incarnation.trusts():
             return 0
-        return self._means.config.capacity - len(self._incarnation.table)
+        return self._means.config.capacity - self._incarnation.held
 
     async def _claim(self, wanted: Sequence[Wanted]) -> None:
         """One batch, repeated unchanged until it is answered: a claim is never forgotten (rule 3)."""
@@ -132,15 +133,23 @@ class Claimer:
             )
             for w in wanted
         ]
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._incarnation.claiming |= dict.fromkeys((w.conversation for w in wanted), answered)
+        try:
+            for answer in await self._answers(claims):
+                if isinstance(answer, Held) and not self._incarnation.given_up:
+                    adopt(self._incarnation, answer)
+        finally:
+            answered.set_result(None)
+            for w in wanted:
+                del self._incarnation.claiming[w.conversation]
+
+    async def _answers(self, claims: Sequence[Claim]) -> Sequence[Claimed]:
         failures = 0
         while self._incarnation.trusts():
             try:
-                answers = await self._means.store.claim_all(claims)
+                return await self._means.store.claim_all(claims)
             except StoreUnavailableError:
                 failures = min(failures + 1, 8)
                 await asyncio.sleep(0.01 * 2**failures * self._means.rng.uniform(0.5, 1.5))
-                continue
-            for answer in answers:
-                if isinstance(answer, Held) and not self._incarnation.given_up:
-                    adopt(self._incarnation, answer)
-            return
+        return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ async def drain(incarnation: Incarnation, deadline_s: float) -> None:
     for tenure in list(incarnation.table.values()):
         tenure.leaving = tenure.handing_over = True
         tenure.poke()
-        if tenure.state is not TenureState.LIVE and tenure.work is not None:
+        if tenure.state is not TenureState.LIVE and not tenure.letting_go and tenure.work is not None:
             tenure.work.cancel("handing over")
     if not await incarnation.ended(HAND_OVER_S):
         log.error("some loops did not end; the rest is left to the takeover", extra={"incarnation": incarnation.id})
@@ -43,7 +42,7 @@ async def settle_down(incarnation: Incarnation, patience_s: float) -> bool:
     """After a loss: wait until every old loop has ended (rule 11); false if one is stuck."""
     if await incarnation.ended(patience_s):
         return True
-    stuck = [t.conversation_id for t in incarnation.table.values() if t.work is not None and not t.work.done()]
-    log.critical("loops that do not end after the loss of the lease: %s", stuck)
-    await asyncio.sleep(0)
+    log.critical(
+        "loops that do not end after the loss of the lease: %s", [work.get_name() for work in incarnation.works]
+    )
     return False

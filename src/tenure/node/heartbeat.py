@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Dead, Death, Granted, Refused
@@ -61,8 +62,9 @@ class Heartbeat:
         self._lost = lost
         self._retiring = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: Future[None] = Future()
-        self._registered: Future[None] = Future()
+        self._leaves = False
+        self._end = _uncancellable()
+        self._registered = _uncancellable()
         self._window: TrustWindow | None = None
         self.last_attempt: Deadline | None = None
 
@@ -88,11 +90,18 @@ class Heartbeat:
         await asyncio.wrap_future(self._registered)
 
     async def retire(self) -> None:
-        """Stop renewing and tell the store that this incarnation is over; returns when that was tried."""
-        if self._loop is None or self._end.done():
-            return
-        self._loop.call_soon_threadsafe(self._retiring.set)
-        await asyncio.wrap_future(self._end)
+        """Renew no more and tell the store that this incarnation is over; returns when that was tried."""
+        self._leaves = True
+        loop = self._loop
+        if loop is None or self._end.done():
+            return  # not begun: it will see the flag before it registers
+        with suppress(RuntimeError):  # it ends just now
+            loop.call_soon_threadsafe(self._retiring.set)
+        try:
+            async with asyncio.timeout(4 * self._timing.call_timeout_s):
+                await asyncio.wrap_future(self._end)
+        except TimeoutError:
+            log.error("the heartbeat does not end; the ttl decides", extra={"incarnation": self._incarnation})
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -101,18 +110,23 @@ class Heartbeat:
                 await self._register(store)
                 await self._beat(store)
                 self._window = None
+                await self._retiring.wait()  # after a loss: its loops end first (rule 11)
                 await self._bury_self(store)
         except Exception as error:  # whatever it is: without a heartbeat nothing may go on
-            log.exception("the heartbeat ended", extra={"incarnation": self._incarnation})
             if not self._registered.done():
                 self._registered.set_exception(error)
             else:
+                log.exception("the heartbeat ended", extra={"incarnation": self._incarnation})
                 self._lost(f"the heartbeat failed: {error!r}")
         finally:
             self._window = None
+            if not self._registered.done():
+                self._registered.set_exception(StoreUnavailableError("the heartbeat was ended"))
             self._end.set_result(None)
 
     async def _register(self, store: Store) -> None:
+        if self._leaves:
+            raise StoreUnavailableError("the node has left before it registered")
         started = self._clock.boottime()
         try:
             async with asyncio.timeout(self._timing.call_timeout_s * 2):
@@ -130,7 +144,7 @@ class Heartbeat:
         beat, stopped = 0, False
         nonce, first_sent = new_token(), None
         due = self._clock.boottime() + self._timing.beat_s
-        while not self._retiring.is_set():
+        while not self._leaves:
             window = self._window
             assert window is not None, "set by registration"
             now = self._clock.boottime()
@@ -185,6 +199,13 @@ class Heartbeat:
                 await store.bury(self._incarnation, Death.RETIRED)
         except (StoreError, TimeoutError, OSError) as error:
             log.warning("could not retire, the ttl will: %s", error, extra={"incarnation": self._incarnation})
+
+
+def _uncancellable() -> Future[None]:
+    """A future of the heartbeat's thread: whoever gives up waiting for it does not cancel it."""
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 @final

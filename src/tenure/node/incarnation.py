@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from tenure.abc import Load
 from tenure.lease import TenureState
@@ -14,6 +14,7 @@ from tenure.lease import TenureState
 if TYPE_CHECKING:
     from tenure.lease import IncarnationId
     from tenure.node.heartbeat import Heartbeat
+    from tenure.node.initiation import Start
     from tenure.node.tenure import Means, Tenure
 
 log = logging.getLogger("tenure.node")
@@ -38,14 +39,18 @@ class Incarnation:
     def __init__(self, id: IncarnationId) -> None:
         self.id = id
         self.table: dict[str, Tenure] = {}
-        self.starting: dict[str, asyncio.Task[Tenure]] = {}
+        self.works: dict[asyncio.Task[None], None] = {}
+        """What tenures run and has not ended, those included that were lost or superseded."""
+        self.starting: dict[str, Start] = {}
         """Explicit starts under way: joined, never doubled, and not cancelled with who asked."""
+        self.claiming: dict[str, asyncio.Future[None]] = {}
+        """Conversations that the sweep claims just now."""
         self.over = asyncio.Event()
         """Given up or retired: set once, in the node's event loop."""
         self.given_up = False
         """Lost for good."""
         self.retired = False
-        """Left on purpose: everything was released or handed over."""
+        """Left on purpose: everything was released, or is left to a takeover."""
         self.draining = False
         self.heartbeat: Heartbeat | None = None
         self.means: Means | None = None
@@ -71,17 +76,50 @@ class Incarnation:
         self.over.set()
 
     def retire(self) -> None:
-        """Nothing is held any more; the heartbeat has told the store."""
+        """Left on purpose; whatever still runs is refused from now on."""
         self.retired = True
+        for tenure in list(self.table.values()):
+            tenure.lose("the node has left")
         self.over.set()
 
+    def enter(self, tenure: Tenure, work: asyncio.Task[None]) -> None:
+        """Keep the tenure for as long as its work lasts."""
+        self.table[tenure.conversation_id] = tenure
+        self.works[work] = None
+        work.add_done_callback(lambda _: self._leave(tenure, work))
+
+    def _leave(self, tenure: Tenure, work: asyncio.Task[None]) -> None:
+        # Not in the work itself: one that is cancelled before its first step never runs at all.
+        del self.works[work]
+        if not tenure.state.ended:
+            tenure.lose("it was cancelled")
+        if not tenure.ready.done():
+            tenure.ready.set_result(False)
+        if self.table.get(tenure.conversation_id) is tenure:
+            del self.table[tenure.conversation_id]
+
+    @property
+    def held(self) -> int:
+        """How many conversations this incarnation holds, or is about to."""
+        return len(self.table.keys() | self.starting.keys() | self.claiming.keys())
+
+    def has_room(self, conversation_id: str, capacity: int) -> bool:
+        """Whether it may hold the conversation: it does already, or there is a place left."""
+        here = conversation_id in self.table or conversation_id in self.starting or conversation_id in self.claiming
+        return here or self.held < capacity
+
     async def ended(self, timeout_s: float) -> bool:
-        """Wait until no loop of it runs any more; false if some still do after `timeout_s`."""
-        running = [t.work for t in self.table.values() if t.work is not None and not t.work.done()]
-        if not running:
-            return True
-        _, stuck = await asyncio.wait(running, timeout=timeout_s)
-        return not stuck
+        """Wait until nothing of it runs any more, no loop, no start, no claim; false if some do after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while under_way := self._under_way():
+                    await asyncio.wait(under_way)
+        except TimeoutError:
+            return False
+        return True
+
+    def _under_way(self) -> list[asyncio.Future[Any]]:
+        return [*self.works, *(s.task for s in self.starting.values()), *self.claiming.values()]
 
     def holds(self, conversation_id: str) -> Tenure | None:
         """The tenure of a conversation, unless it is over."""

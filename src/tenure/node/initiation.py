@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never, final
 
@@ -23,7 +25,6 @@ from tenure.abc import (
     RuntimeFailure,
     RuntimeSpec,
     Stale,
-    Submit,
     Unknown,
 )
 from tenure.conversation import Plan, Then, plan
@@ -31,6 +32,7 @@ from tenure.errors import (
     ConversationDeletedError,
     ConversationExistsError,
     ConversationOwnedElsewhereError,
+    InvalidInputError,
     NodeUnavailableError,
     OwnershipLostError,
     ProvisioningError,
@@ -50,16 +52,20 @@ from tenure.journal import (
     RuntimeReady,
     RuntimeRequested,
     StartFailed,
+    digest,
     draft,
 )
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
 from tenure.node.credentials import credentials
+from tenure.node.reasons import reason_of, speakable
 from tenure.node.tasks import settled
 from tenure.node.tenure import Tenure
 from tenure.node.turn import LivePlace
 from tenure.node.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from tenure.abc import AgentLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
     from tenure.conversation import Fold, Record, Status
@@ -69,6 +75,11 @@ if TYPE_CHECKING:
     from tenure.node.tenure import Means
 
 log = logging.getLogger("tenure.initiation")
+
+TRIES = 20
+CLOSE_S = 10.0
+"""How long a loop may take to close."""
+DISCARD_S = 30.0
 
 
 @final
@@ -103,25 +114,57 @@ class Wish:
     forced: Epoch | None = None
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start under way, and what was asked of it."""
+
+    wish: Wish
+    task: asyncio.Task[Tenure]
+
+
 async def maybe_start(incarnation: Incarnation, wish: Wish, default_agent: str) -> Tenure:
     """The live loop of a conversation on this node: joined if it runs or starts, else started.
 
-    The start is not cancelled with its caller; two callers in one process get the one start.
+    The start is not cancelled with its caller. Callers who ask the same get the one start and its outcome; who asks
+    something else waits for its end and is then answered for what they asked.
     """
-    under_way = incarnation.starting.get(wish.conversation_id)
-    if under_way is None:
-        means = _means(incarnation)
-        under_way = means.tasks.start(_start(incarnation, wish, default_agent), f"start {wish.conversation_id}")
-        incarnation.starting[wish.conversation_id] = under_way
-        under_way.add_done_callback(lambda _: incarnation.starting.pop(wish.conversation_id, None))
-    tenure = await settled(under_way)
-    if wish.user_id is not None and tenure.record.user_id != wish.user_id:
-        raise UnknownConversationError(wish.conversation_id)
-    await settled(tenure.ready)
-    return tenure
+    for _ in range(TRIES):
+        under_way = incarnation.starting.get(wish.conversation_id)
+        if under_way is None:
+            under_way = _begin(incarnation, wish, default_agent)
+        elif under_way.wish != wish:
+            await asyncio.wait([under_way.task])
+            continue
+        tenure = await _outcome(under_way.task)
+        try:
+            if await _outcome(tenure.ready) or wish.forced is not None:
+                return tenure
+            # It was held for something that needed no loop, and let go.
+        except OwnershipLostError:
+            log.info("lost while it started, asking again", extra={"conversation": wish.conversation_id})
+    raise NodeUnavailableError(f"conversation {wish.conversation_id} is let go again and again; see its journal")
+
+
+def _begin(incarnation: Incarnation, wish: Wish, default_agent: str) -> Start:
+    task = _means(incarnation).tasks.start(_start(incarnation, wish, default_agent), f"start {wish.conversation_id}")
+    start = incarnation.starting[wish.conversation_id] = Start(wish, task)
+    task.add_done_callback(lambda _: incarnation.starting.pop(wish.conversation_id, None))
+    return start
+
+
+async def _outcome[T](work: asyncio.Future[T]) -> T:
+    try:
+        return await settled(work)
+    except asyncio.CancelledError:
+        if work.cancelled():  # not the caller was cancelled, but what it waits for: the node ends
+            raise NodeUnavailableError("this node is leaving") from None
+        raise
 
 
 async def _start(incarnation: Incarnation, wish: Wish, default_agent: str) -> Tenure:
+    if (claiming := incarnation.claiming.get(wish.conversation_id)) is not None:
+        await asyncio.wait([claiming])  # the sweep's claim of it: one of us is enough
     tenure = await join(incarnation, wish)
     if tenure is None:
         tenure = await claim(incarnation, wish, default_agent)  # 1
@@ -133,15 +176,27 @@ async def _start(incarnation: Incarnation, wish: Wish, default_agent: str) -> Te
 
 async def join(incarnation: Incarnation, wish: Wish) -> Tenure | None:
     """The tenure that this node holds already, if the store agrees on exactly that lease; else null."""
-    tenure = incarnation.holds(wish.conversation_id)
-    if tenure is None or wish.forced is not None:
+    if wish.forced is not None:
         return None
-    record = (await _means(incarnation).store.records([wish.conversation_id]))[0]
-    owner = record.owner if record is not None else None
-    if record is None or owner is None or (record.epoch, record.token) != (tenure.lease.epoch, tenure.lease.token):
-        tenure.lose("the store records another lease")
-        return None
+    tenure, record = await agreed(incarnation, wish.conversation_id)
+    if tenure is not None and record is not None:
+        _insist_on_fit(wish, record)
     return tenure
+
+
+async def agreed(incarnation: Incarnation, conversation_id: str) -> tuple[Tenure, Record] | tuple[None, None]:
+    """What the table holds, once the store agrees; what it does not agree on is lost (C21)."""
+    tenure = incarnation.holds(conversation_id)
+    if tenure is None:
+        return None, None
+    record = (await _means(incarnation).store.records([conversation_id]))[0]
+    if tenure.letting_go:
+        await tenure.over.wait()
+        return None, None
+    if record is None or (record.epoch, record.token) != (tenure.lease.epoch, tenure.lease.token):
+        tenure.lose("the store records another lease")
+        return None, None
+    return tenure, record
 
 
 async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Tenure:
@@ -149,28 +204,29 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Ten
 
     One round trip for a conversation that is new, two for one that nobody owns.
     """
-    means = _means(incarnation)
     creation: Creation | None = Creation(default_agent=default_agent, user_id=wish.user_id, settings=wish.settings)
     expected = UNCLAIMED if wish.forced is None else wish.forced
     if wish.forced is not None:
         creation = None
-    for _ in range(20):
+    for _ in range(TRIES):
         answer = await _claim_once(incarnation, wish, expected, creation)
         match answer:
-            case Held():
-                await _restart_stopped(means, answer)
-                return adopt(incarnation, answer)
+            case Held(record=record):
+                return adopt(incarnation, answer, restarts=record.stopped and wish.forced is None)
             case Stale(record):
                 if wish.forced is not None:
                     raise _elsewhere(wish.conversation_id, record)
-                expected, creation = record.epoch, _fitting(creation, record)
-            case Elsewhere(record):
-                await _bury_or_raise(means, wish.conversation_id, record)
+                _insist_on_fit(wish, record)
+                _insist_on_agent(incarnation, record)
                 expected = record.epoch
-            case Refused(reason, record):
-                if record is None or (wish.user_id, wish.settings) != (None, None):
-                    raise _refusal(wish, reason, record)
-                expected, creation = record.epoch, None
+            case Elsewhere(record):
+                await _bury_or_raise(_means(incarnation), wish.conversation_id, record)
+                expected = record.epoch
+            case Refused(record=record):
+                if record is None:
+                    raise InvalidInputError("settings", "are larger than the store takes", "make them smaller")
+                _insist_on_fit(wish, record)
+                expected, creation = record.epoch, None  # whoever names no user may start anybody's
             case Unknown():
                 raise UnknownConversationError(wish.conversation_id)
             case Deleted():
@@ -208,10 +264,6 @@ async def _claim_once(incarnation: Incarnation, wish: Wish, expected: Epoch, cre
             await asyncio.sleep(0.01 * 2**failures * means.rng.uniform(0.5, 1.5))
 
 
-def _fitting(creation: Creation | None, record: Record) -> Creation | None:
-    return creation if creation is not None and creation.fits(record) else None
-
-
 async def _bury_or_raise(means: Means, conversation_id: str, record: Record) -> None:
     """Judge first, claim second (rule 10): an owner whose time is up is buried, a live one stays."""
     assert record.owner is not None, "somebody owns it"
@@ -228,75 +280,125 @@ def _elsewhere(conversation_id: str, record: Record, expires_in_s: float | None 
     return ConversationOwnedElsewhereError(conversation_id, replace(record.owner, expires_in_s=expires_in_s))
 
 
-def _refusal(wish: Wish, reason: str, record: Record | None) -> TenureError:
-    if wish.settings is None and record is not None and record.user_id != wish.user_id:
-        return UnknownConversationError(wish.conversation_id)
-    return ConversationExistsError(wish.conversation_id)
+def _insist_on_fit(wish: Wish, record: Record) -> None:
+    """Another user's conversation is not found, whatever else is asked; other settings are another conversation."""
+    others = wish.user_id is not None and wish.user_id != record.user_id
+    if others and wish.settings is None:
+        raise UnknownConversationError(wish.conversation_id)
+    if others or (wish.settings is not None and digest(wish.settings) != digest(record.settings)):
+        raise ConversationExistsError(wish.conversation_id)
 
 
-async def _restart_stopped(means: Means, held: Held) -> None:
-    """Who starts a stopped conversation wants it to run: said by the durable command, like any other start."""
-    if held.record.stopped:
-        command = Command("start", {}, f"start-{held.lease.token}", Delivery.NOW)
-        await means.store.submit(Submit(held.lease.conversation, command))
+def _insist_on_agent(incarnation: Incarnation, record: Record) -> None:
+    if record.agent not in _means(incarnation).agents:
+        raise NodeUnavailableError(_no_agent(record))
 
 
-def adopt(incarnation: Incarnation, held: Held) -> Tenure:
-    """Enter a granted claim into the table and begin its work; from here on it ends in release or loss."""
+def _no_agent(record: Record) -> str:
+    return f"this node has no agent named {record.agent!r}"
+
+
+def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False) -> Tenure:
+    """Enter a granted claim into the table and begin its work; from here on it ends in release or loss.
+
+    `restarts`: it was stopped, and whoever asked for it wants it to run. An answer that comes after that of a later
+    claim begins nothing.
+    """
     means = _means(incarnation)
     conversation_id = held.lease.conversation
-    before = incarnation.holds(conversation_id)
+    before = incarnation.table.get(conversation_id)
+    if before is not None and before.lease.epoch >= held.lease.epoch:
+        return before
     if before is not None:
-        if before.lease == held.lease:
-            return before
         before.lose("superseded by a claim of the same node")
     tenure = Tenure(means, held.lease, held.record)
-    incarnation.table[conversation_id] = tenure
-    tenure.work = means.tasks.start(hold(incarnation, tenure), f"tenure {conversation_id}@{held.lease.epoch}")
+    tenure.restarts = restarts
+    if before is not None and before.state is TenureState.LOST:
+        tenure.predecessors = [*before.predecessors, *([before.work] if before.work is not None else [])]
+    tenure.leaving = tenure.handing_over = incarnation.draining
+    work = means.tasks.start(hold(tenure), f"tenure {conversation_id}@{held.lease.epoch}")
+    tenure.work = work
+    incarnation.enter(tenure, work)
     return tenure
 
 
 # --- 2 provision, 3 start -------------------------------------------------------------------------------------------
 
 
-async def hold(incarnation: Incarnation, tenure: Tenure) -> None:
+async def hold(tenure: Tenure) -> None:
     """Phases 2 and 3: hold the claim until the loop has ended, then release. Any failure releases at once."""
     try:
-        if tenure.record.agent not in tenure.means.agents:
-            await leave_to_others(tenure)
-            return
-        todo = await fold_and_settle(tenure)
-        if not todo.then.needs_loop:
-            await let_go(tenure, todo)
-            return
-        agent = tenure.means.agents[tenure.record.agent]
-        runtime = await provision(tenure)  # 2
-        reason = await start(tenure, agent, runtime)  # 3
-        await release(tenure, reason)
+        match await serve(tenure):
+            case Reason() as reason:
+                await release(tenure, reason)
+            case ProvisioningError() as failure:
+                await fail(tenure, failure)
+            case NodeUnavailableError() as not_here:
+                await release(tenure, Reason.DRAINED)
+                if not tenure.ready.done():
+                    tenure.ready.set_exception(not_here)
     except OwnershipLostError as loss:
         tenure.lose(loss.why)
-    except asyncio.CancelledError:
-        if tenure.lost or not tenure.handing_over:
-            tenure.lose("cancelled")
-            raise
-        await release(tenure, Reason.DRAINED)
+    except Exception as error:
+        log.exception("could not be released", extra={"conversation": tenure.conversation_id})
+        tenure.lose(f"could not be released: {reason_of(error)}")
+    finally:
+        await _outlast(tenure)
+
+
+async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableError:
+    """Do what there is to do; the answer is how it is to be released.
+
+    :raises OwnershipLostError: it is not to be released: it is another's. :raises CancelledError: as well.
+    """
+    try:
+        await _succeed(tenure)
+        if tenure.restarts:
+            await tenure.submit(Command("start", {}, f"start-{tenure.lease.token}", Delivery.NOW))
+        todo = await fold_and_settle(tenure)
+        agent = tenure.means.agents.get(tenure.record.agent)
+        if not todo.then.needs_loop:
+            return let_go(tenure, todo)
+        if agent is None or tenure.leaving:
+            return leave_to_others(tenure)
+        runtime = await provision(tenure)  # 2
+        return await start(tenure, agent, runtime)  # 3
     except ProvisioningError as failure:
-        await fail(tenure, failure)
+        return failure
+    except OwnershipLostError:
+        raise
+    except asyncio.CancelledError:
+        if tenure.lost:
+            raise
+        if tenure.handing_over:
+            return leave_to_others(tenure)
+        if (work := asyncio.current_task()) is not None and work.cancelling():
+            raise
+        return ProvisioningError(tenure.conversation_id, tenure.step, "it was cancelled from within")
     except Exception as error:
         log.exception("a tenure failed", extra={"conversation": tenure.conversation_id})
-        await fail(tenure, ProvisioningError(tenure.conversation_id, tenure.step, f"{type(error).__name__}: {error}"))
-    finally:
-        if not tenure.ready.done():
-            tenure.ready.set_result(None)
-        if incarnation.table.get(tenure.conversation_id) is tenure:
-            del incarnation.table[tenure.conversation_id]
+        return ProvisioningError(tenure.conversation_id, tenure.step, reason_of(error))
 
 
-async def leave_to_others(tenure: Tenure) -> None:
-    """Claimed by name, but this node has no such agent: put back as it was, and no failure (R24)."""
-    await tenure.catch_up(snapshot=True)
-    await tenure.release(Reason.DRAINED)
-    tenure.ready.set_exception(NodeUnavailableError(f"this node has no agent named {tenure.record.agent!r}"))
+def leave_to_others(tenure: Tenure) -> NodeUnavailableError:
+    """This node leaves, or has no such agent: put back as it is, and no failure (R24)."""
+    here = tenure.record.agent in tenure.means.agents
+    return NodeUnavailableError("this node is draining" if here else _no_agent(tenure.record))
+
+
+async def _succeed(tenure: Tenure) -> None:
+    """Two loops of one conversation never run side by side in a process, not even while one is being cancelled."""
+    running = [work for work in tenure.predecessors if not work.done()]
+    if running and (await asyncio.wait(running, timeout=CLOSE_S))[1]:
+        log.error("starting beside a loop that ignores its end", extra={"conversation": tenure.conversation_id})
+
+
+async def _outlast(tenure: Tenure) -> None:
+    """What ignores its cancellation is waited for: no node registers anew while an old loop runs (rule 11)."""
+    running = [t for t in tenure.strays if not t.done()]
+    if running:
+        log.error("waiting for an agent that was cancelled", extra={"conversation": tenure.conversation_id})
+        await asyncio.wait(running)
 
 
 async def fold_and_settle(tenure: Tenure) -> Plan:
@@ -309,46 +411,53 @@ async def fold_and_settle(tenure: Tenure) -> Plan:
     return todo
 
 
-async def let_go(tenure: Tenure, todo: Plan) -> None:
+def let_go(tenure: Tenure, todo: Plan) -> Reason | ProvisioningError:
     """Nothing here needs a loop."""
     if todo.then is Then.GIVE_UP:
-        failure = StartFailed("start", f"{tenure.record.lost} owners were lost while starting it", permanent=True)
-        await tenure.release(
-            Reason.FAILED, lambda fold: [*_discarding(tenure, fold, "failed"), draft(failure)], failed=True
-        )
-    else:
-        await release(tenure, Reason.STOPPED if todo.then is Then.HALT else Reason.IDLE)
+        why = f"{tenure.record.lost} owners were lost while starting it"
+        return ProvisioningError(tenure.conversation_id, "start", why, permanent=True)
+    return Reason.STOPPED if todo.then is Then.HALT else Reason.IDLE
 
 
 async def provision(tenure: Tenure) -> Runtime:
     """The runtime: the current one if it still lives, else a new one whose name is journaled first (rules 9, 14)."""
     means = tenure.means
     tenure.state = TenureState.PROVISIONING
+    async with _bounded(tenure):
+        runtime = await _reattach(tenure)
+        if runtime is None:
+            spec = _spec(tenure, f"{means.identity}.{tenure.conversation_id}.e{tenure.lease.epoch}")
+            retired = tenure.fold.runtime
+            lost = [draft(RuntimeLost(retired, "its owner is gone"))] if retired is not None else []
+            await tenure.append([*lost, draft(RuntimeRequested(spec.name, means.provider.kind))])
+            if retired is not None:
+                tenure.step = "discard"
+                await means.provider.discard(retired)
+            tenure.step = "provision"
+            runtime = await means.provider.provision(spec, lambda step: setattr(tenure, "step", step))
+        tenure.step = "configure"
+        await means.provider.configure(runtime, await credentials(tenure))
+    tenure.runtime = runtime
+    return runtime
+
+
+@asynccontextmanager
+async def _bounded(tenure: Tenure) -> AsyncGenerator[None]:
+    """A start is a bounded wait with named steps; what a provider or a loop raises becomes its reason."""
+    limit_s = tenure.means.config.start_timeout_s
+    limit = asyncio.timeout(limit_s)
     try:
-        async with asyncio.timeout(means.config.start_timeout_s):
-            runtime = await _reattach(tenure)
-            if runtime is None:
-                spec = _spec(tenure, f"{means.identity}.{tenure.conversation_id}.e{tenure.lease.epoch}")
-                retired = tenure.fold.runtime
-                lost = [draft(RuntimeLost(retired, "its owner is gone"))] if retired is not None else []
-                await tenure.append([*lost, draft(RuntimeRequested(spec.name, means.provider.kind))])
-                if retired is not None:
-                    tenure.step = "discard"
-                    await means.provider.discard(retired)
-                tenure.step = "provision"
-                runtime = await means.provider.provision(spec, lambda step: setattr(tenure, "step", step))
-            tenure.step = "configure"
-            await means.provider.configure(runtime, await credentials(tenure))
+        async with limit:
+            yield
+    except TenureError:
+        raise
     except RuntimeFailure as failure:
         raise ProvisioningError(
             tenure.conversation_id, failure.step, failure.reason, permanent=failure.permanent
         ) from failure
-    except TimeoutError:
-        raise ProvisioningError(
-            tenure.conversation_id, tenure.step, f"no answer within {means.config.start_timeout_s:g} s"
-        ) from None
-    tenure.runtime = runtime
-    return runtime
+    except Exception as error:
+        why = f"no answer within {limit_s:g} s" if limit.expired() else reason_of(error)
+        raise ProvisioningError(tenure.conversation_id, tenure.step, why) from error
 
 
 async def _reattach(tenure: Tenure) -> Runtime | None:
@@ -366,20 +475,28 @@ def _spec(tenure: Tenure, name: str) -> RuntimeSpec:
 async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
     """Open the loop, say so, and serve until there is a reason to let go."""
     tenure.state, tenure.step = TenureState.STARTING, "loop"
+    opened = AsyncExitStack()
     try:
-        async with agent.open(LivePlace(tenure)) as live:
-            attached = tenure.fold.runtime_ready
-            told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name)
-            await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
-            tenure.state = TenureState.LIVE
-            tenure.ready.set_result(None)
-            return await Turns(tenure, agent, live).run()
-    except (OwnershipLostError, asyncio.CancelledError):
-        raise
-    except Exception as error:
-        if tenure.state is TenureState.LIVE:
-            raise
-        raise ProvisioningError(tenure.conversation_id, "loop", f"{type(error).__name__}: {error}") from error
+        async with _bounded(tenure):
+            await agent.ready()
+            live = await opened.enter_async_context(agent.open(LivePlace(tenure)))
+        attached = tenure.fold.runtime_ready
+        told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name)
+        await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
+        tenure.state = TenureState.LIVE
+        tenure.ready.set_result(True)
+        return await Turns(tenure, agent, live).run()
+    finally:
+        await _close(tenure, opened)
+
+
+async def _close(tenure: Tenure, opened: AsyncExitStack) -> None:
+    """What a loop does at its end is bounded, and no failure of the start: its work stands in the journal."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await opened.__aexit__(*sys.exc_info())
+    except Exception:
+        log.exception("the loop did not close well", extra={"conversation": tenure.conversation_id})
 
 
 async def release(tenure: Tenure, reason: Reason) -> None:
@@ -394,23 +511,15 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
     """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
     means = tenure.means
     back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
-    reason = tenure.masked(failure.reason)
-    told = draft(StartFailed(failure.step, reason, failure.permanent))
-    try:
-        await tenure.release(
-            Reason.FAILED,
-            lambda fold: [*_discarding(tenure, fold, "failed"), told],
-            failed=failure.permanent,
-            retry_in_s=back_off,
-        )
-    except OwnershipLostError as loss:
-        tenure.lose(loss.why)
-    except Exception as error:
-        log.exception("could not release a failed start", extra={"conversation": tenure.conversation_id})
-        tenure.lose(f"could not be released: {error}")
-    else:
-        if tenure.fold.runtime is not None:
-            await _discard(tenure, tenure.fold.runtime)
+    told = draft(StartFailed(failure.step, speakable(tenure.masked(failure.reason)), failure.permanent))
+    await tenure.release(
+        Reason.FAILED,
+        lambda fold: [*_discarding(tenure, fold, "failed"), told],
+        failed=failure.permanent,
+        retry_in_s=None if failure.permanent else back_off,
+    )
+    if tenure.fold.runtime is not None:
+        await _discard(tenure, tenure.fold.runtime)
     if not tenure.ready.done():
         tenure.ready.set_exception(failure)
 
@@ -426,10 +535,10 @@ def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
 async def _discard(tenure: Tenure, name: str) -> None:
     """Torn down now if the provider answers; otherwise the reaper finds it by the journal's word."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DISCARD_S):
             await tenure.means.provider.discard(name)
-    except (RuntimeFailure, TimeoutError, OSError) as error:
-        log.warning("runtime %s is left to the reaper: %s", name, error)
+    except Exception as error:
+        log.warning("runtime %s is left to the reaper: %s", name, reason_of(error))
 
 
 def _means(incarnation: Incarnation) -> Means:

@@ -17,7 +17,14 @@ from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
-from tenure.errors import NodeUnavailableError, Owner, StoreError, StoreUnavailableError, UnknownConversationError
+from tenure.errors import (
+    ConversationDeletedError,
+    NodeUnavailableError,
+    Owner,
+    StoreError,
+    StoreUnavailableError,
+    UnknownConversationError,
+)
 from tenure.lease import Epoch, IncarnationId, new_incarnation
 from tenure.node import initiation
 from tenure.node.claimer import Claimer
@@ -26,7 +33,8 @@ from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
 from tenure.node.reaper import Reaper
-from tenure.node.tasks import Tasks, settled
+from tenure.node.reasons import reason_of
+from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
 from tenure.node.witness import Witness, possible
 
@@ -41,6 +49,8 @@ log = logging.getLogger("tenure.node")
 
 SUBMIT_TRIES = 4
 DIRECTORY_S = 0.2
+CLOSE_S = 8.0
+"""How long what is cancelled may take to end."""
 
 
 class Node:
@@ -85,7 +95,10 @@ class Node:
         self._claimer: Claimer | None = None
         self._present = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
-        self._unready_agents = set(self.agents)
+        self._life: asyncio.Task[None] | None = None
+        self._loaded: dict[str, AgentLoop] = {}
+        self._unready = {name: f"agent {name} is not loaded yet" for name in self.agents}
+        self._loading: list[asyncio.Task[None]] = []
         self._living: tuple[float, dict[IncarnationId, NodeRecord]] = (float("-inf"), {})
         self._watch: LoopWatch | None = None
 
@@ -96,7 +109,7 @@ class Node:
         try:
             self._identity = await self._store_identity()
             for name, agent in self.agents.items():
-                self.tasks.start(self._prepare(name, agent), f"prepare {name}")
+                self._loading.append(self.tasks.start(self._load(name, agent), f"load {name}"))
             if self._threaded:
                 self._watch = LoopWatch(asyncio.get_running_loop(), self.config.blocked_loop_s)
                 self._watch.start()
@@ -114,10 +127,14 @@ class Node:
             await self._close()
 
     async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.end()
-        await self.tasks.cancel()
-        await self.store.__aexit__(None, None, None)
+        """Whatever went before: afterwards no loop, no thread and no witness of this node is left."""
+        try:
+            if self._watch is not None:
+                self._watch.end()
+            await self._end_life()
+            await self.tasks.cancel(CLOSE_S)
+        finally:
+            await self.store.__aexit__(None, None, None)
 
     async def _store_identity(self) -> str:
         """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap."""
@@ -127,27 +144,49 @@ class Node:
                 return str(found.document["id"])
             await self.store.put_paper("cluster", "identity", {"id": new_incarnation()[:8]}, 0)
 
-    async def _prepare(self, name: str, agent: AgentLoop) -> None:
-        await agent.ready()
-        self._unready_agents.discard(name)
+    async def _load(self, name: str, agent: AgentLoop) -> None:
+        try:
+            await agent.ready()
+        except Exception as error:
+            log.exception("agent %s cannot be loaded", name)
+            self._unready[name] = f"agent {name} cannot be loaded: {reason_of(error)}"
+            return
+        self._loaded[name] = agent
+        del self._unready[name]
+        if self._claimer is not None:
+            self._claimer.hasten()
 
     async def _live(self) -> None:
         """One incarnation after the other, until the node is drained."""
         while self._leaving is None:
             incarnation = Incarnation(new_incarnation())
-            claimer = await self._appear(incarnation)
-            keepers = self._keepers(incarnation, claimer)
+            heartbeat = await self._appear(incarnation)
+            witness = self._witnesses(incarnation)
             try:
-                await incarnation.over.wait()
+                await self._serve(incarnation)
             finally:
-                for task in keepers:
-                    task.cancel()
-            if incarnation.given_up:
-                self._present.clear()
-                await self._mourn(incarnation)
+                try:
+                    await heartbeat.retire()
+                finally:
+                    await ended(witness, CLOSE_S)
         await asyncio.get_running_loop().create_future()  # drained: nothing left to supervise
 
-    async def _appear(self, incarnation: Incarnation) -> Claimer:
+    async def _serve(self, incarnation: Incarnation) -> None:
+        keepers = self._keepers(incarnation)
+        try:
+            if self._leaving is None:
+                await incarnation.over.wait()
+        finally:
+            await ended(keepers, CLOSE_S)
+            if not incarnation.retired:
+                await self._mourn(incarnation)
+
+    async def _end_life(self) -> None:
+        """No further incarnation; what there is of the last one ends."""
+        if self._life is not None:
+            await ended([self._life], CLOSE_S)
+
+    async def _appear(self, incarnation: Incarnation) -> Heartbeat:
         host = asyncio.get_running_loop()
         heartbeat = Heartbeat(
             self.store.sibling(),
@@ -167,31 +206,38 @@ class Node:
             clock=self.clock,
             rng=self.rng,
             tasks=self.tasks,
-            agents=self.agents,
+            agents=self._loaded,
             provider=self.provider,
             identity=self._identity,
             keys=self.keys,
             trusts=incarnation.trusts,
         )
-        await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)
+        try:
+            await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)
+        except BaseException:
+            await heartbeat.retire()
+            raise
         incarnation.means = means
-        claimer = Claimer(incarnation, means, lambda: self._hear_requests(incarnation))
-        self._incarnation, self._claimer = incarnation, claimer
+        self._incarnation = incarnation
+        self._claimer = Claimer(incarnation, means, lambda: self._hear_requests(incarnation))
         self._present.set()
         log.info("registered", extra={"incarnation": incarnation.id, "node": self.config.node})
-        return claimer
+        return heartbeat
 
-    def _keepers(self, incarnation: Incarnation, claimer: Claimer) -> list[asyncio.Task[None]]:
+    def _keepers(self, incarnation: Incarnation) -> list[asyncio.Task[None]]:
+        assert self._claimer is not None, "appeared"
         pause_s = min(0.2, self.config.sweep_s)
         reaper = Reaper(incarnation)
-        tasks = [
-            self.tasks.supervise(claimer.sweep, "sweep", pause_s),
-            self.tasks.supervise(claimer.listen, "hints", pause_s),
+        return [
+            self.tasks.supervise(self._claimer.sweep, "sweep", pause_s),
+            self.tasks.supervise(self._claimer.listen, "hints", pause_s),
             self.tasks.supervise(reaper.run, "reaper", self.config.reap_s / 10),
         ]
-        if self._threaded and self.config.witness and possible(self.store):
-            tasks.append(self.tasks.start(self._witness(incarnation), "witness"))
-        return tasks
+
+    def _witnesses(self, incarnation: Incarnation) -> list[asyncio.Task[None]]:
+        if not (self._threaded and self.config.witness and possible(self.store)):
+            return []
+        return [self.tasks.start(self._witness(incarnation), "witness")]
 
     async def _witness(self, incarnation: Incarnation) -> None:
         assert self.store.url is not None, "asked by `possible`"
@@ -209,16 +255,20 @@ class Node:
 
     def _lost(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
         """Trust has ended: the children die now, whatever the event loop does. In the heartbeat's thread."""
-        self.provider.kill_now()
+        try:
+            self.provider.kill_now()
+        except Exception:
+            log.exception("the processes of runtimes may still run")
         self._from_heartbeat(host, incarnation, why)
 
     async def _mourn(self, incarnation: Incarnation) -> None:
-        """Given up: every old loop ends before a new incarnation registers."""
+        """Given up: every old loop ends before it retires, and before another incarnation registers (rule 11)."""
+        self._present.clear()
+        incarnation.give_up("the node ends")
         if not await settle_down(incarnation, self.config.ttl_s):
             self.stuck.set()
-            await settle_down(incarnation, 3600)
-        if incarnation.heartbeat is not None:
-            await incarnation.heartbeat.retire()
+            while self._leaving is None and not await incarnation.ended(self.config.ttl_s):
+                pass
         await asyncio.sleep(self.rng.uniform(0, self.config.ttl_s / 10))
 
     # --- what anybody may ask ---------------------------------------------------------------------------------------
@@ -239,7 +289,7 @@ class Node:
 
     def readiness(self) -> list[str]:
         """Why this node should not be sent new work; empty when it is ready."""
-        reasons = [f"agent {name} is not loaded yet" for name in sorted(self._unready_agents)]
+        reasons = list(self._unready.values())
         if self.draining:
             reasons.append("draining")
         if self._incarnation is None or not self._incarnation.trusts():
@@ -294,14 +344,27 @@ class Node:
 
         :raises ConversationOwnedElsewhereError: the epoch has moved on; nothing was changed. The rest as for a start.
         """
-        return await self._start(Wish(conversation_id, forced=expected_epoch))
+        before = (await self.store.records([conversation_id]))[0]
+        info = await self._start(Wish(conversation_id, forced=expected_epoch))
+        if before is not None and before.owner is not None and before.owner.epoch == expected_epoch:
+            await self._tell(before.owner.incarnation, conversation_id)
+        return info
+
+    async def _tell(self, loser: IncarnationId, conversation_id: str) -> None:
+        """Let the old owner look, so that its loop ends now and not at its next write. The fence does not need it."""
+        request: JsonObject = {"what": "look", "conversation": conversation_id}
+        try:
+            await self.store.put_paper("request", f"{loser}/look/{conversation_id}", request, 0)
+        except StoreUnavailableError:
+            log.debug("the old owner finds out by itself", extra={"conversation": conversation_id})
 
     async def _start(self, wish: Wish) -> AgentLoopInfo:
-        incarnation = self._here()
-        held = incarnation.holds(wish.conversation_id) is not None
-        if incarnation.draining:
+        if self.draining:
             raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
-        if not held and len(incarnation.table) >= self.config.capacity:
+        if self._unready:
+            await asyncio.wait(self._loading, timeout=self.config.start_timeout_s)
+        incarnation = self._here()
+        if not incarnation.has_room(wish.conversation_id, self.config.capacity):
             raise NodeUnavailableError(
                 f"node {self.config.node} is full ({self.config.capacity} conversations)", await self._elsewhere()
             )
@@ -311,11 +374,13 @@ class Node:
     async def info(self, conversation_id: str) -> AgentLoopInfo:
         """Where the conversation's loop is and how it does, as any node tells it.
 
-        :raises UnknownConversationError: there is none.
+        :raises UnknownConversationError: there is none. :raises ConversationDeletedError: there was one.
         """
         record = (await self.store.records([conversation_id]))[0]
         if record is None:
             raise UnknownConversationError(conversation_id)
+        if record.deleted:
+            raise ConversationDeletedError(conversation_id)
         word, owner = await self.describe(record)
         here = owner is not None and self._incarnation is not None and owner.incarnation == self._incarnation.id
         return AgentLoopInfo(conversation_id, word, record.epoch, owner, here)
@@ -324,16 +389,18 @@ class Node:
         """The status of a record, and its owner if it lives, with what is left of its lease."""
         owner = record.owner
         node = (await self.living()).get(owner.incarnation) if owner is not None else None
+        if owner is not None and node is None:  # registered since we looked
+            node = (await self.living(at_most_s=0)).get(owner.incarnation)
         alive = node is not None and not node.dead and node.expires_in_s > 0
         if owner is None or node is None or not alive:
             return status(record, owner_alive=False), None
         return status(record, owner_alive=True), replace(owner, expires_in_s=node.expires_in_s)
 
-    async def living(self) -> Mapping[IncarnationId, NodeRecord]:
-        """The register, at most a fifth of a second old."""
+    async def living(self, at_most_s: float = DIRECTORY_S) -> Mapping[IncarnationId, NodeRecord]:
+        """The register, at most `at_most_s` old."""
         now = self.clock.boottime().boot_s
         read_at, nodes = self._living
-        if now - read_at > DIRECTORY_S:
+        if now - read_at > at_most_s:
             nodes = {n.incarnation: n for n in await self.store.nodes()}
             self._living = (now, nodes)
         return nodes
@@ -343,8 +410,8 @@ class Node:
     async def request_drain(self, node: str) -> int:
         """Ask every living incarnation of the node of that name to drain; how many were asked."""
         asked = 0
-        for one in (await self.living()).values():
-            if one.about.node == node and not one.dead:
+        for one in (await self.living(at_most_s=0)).values():
+            if one.about.node == node and not one.dead and one.expires_in_s > 0:
                 await self.store.put_paper("request", f"{one.incarnation}/drain", {"what": "drain"}, 0)
                 asked += 1
         return asked
@@ -352,8 +419,13 @@ class Node:
     async def _hear_requests(self, incarnation: Incarnation) -> None:
         for paper in await self.store.list_papers("request", f"{incarnation.id}/"):
             await self.store.remove_paper(paper.kind, paper.id, paper.version)
-            if paper.document.get("what") == "drain":
-                self.tasks.start(self.drain(), "drain")
+            match paper.document:
+                case {"what": "drain"}:
+                    self.tasks.start(self.drain(), "drain")
+                case {"what": "look", "conversation": str(conversation_id)}:
+                    await initiation.agreed(incarnation, conversation_id)
+                case other:
+                    log.warning("a request that this version does not know: %s", other)
 
     async def drain(self, deadline_s: float | None = None) -> None:
         """Leave: not ready, no new claims, turns run to the deadline, the rest is handed over, released, retired.
@@ -367,11 +439,10 @@ class Node:
 
     async def _drain(self, deadline_s: float) -> None:
         incarnation = self._incarnation
-        if incarnation is not None and not incarnation.given_up:
+        if incarnation is not None and not incarnation.over.is_set():
             await drain(incarnation, deadline_s)
-            if incarnation.heartbeat is not None:
-                await incarnation.heartbeat.retire()
             incarnation.retire()
+        await self._end_life()
         self.drained.set()
         log.info("drained", extra={"node": self.config.node})
 
@@ -384,6 +455,7 @@ class Node:
             n.about.address
             for n in nodes
             if not n.dead
+            and n.expires_in_s > 0
             and not n.load.draining
             and n.load.owned < n.about.capacity
             and n.about.node != self.config.node

@@ -10,9 +10,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, final
 
+from tenure.errors import StoreUnavailableError
+
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 log = logging.getLogger("tenure.node")
 
@@ -41,6 +43,8 @@ class Tasks:
                 started = asyncio.get_running_loop().time()
                 try:
                     await work()
+                except StoreUnavailableError as error:
+                    log.warning("%s waits for the store: %s", name, error)
                 except Exception:
                     log.exception("background task failed, starting it again", extra={"task": name})
                 ran_s = asyncio.get_running_loop().time() - started
@@ -54,12 +58,21 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("task ended with %r", error, extra={"task": task.get_name()})
 
-    async def cancel(self) -> None:
-        """Cancel what still runs and wait until it has ended."""
+    async def cancel(self, patience_s: float) -> None:
+        """Cancel what still runs and wait until it has ended; what ignores it is named and left behind."""
         running = [t for t in self._running if t is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if stuck := await ended(running, patience_s):
+            log.critical("tasks that ignore their cancellation: %s", [t.get_name() for t in stuck])
+
+
+async def ended(tasks: Iterable[asyncio.Task[Any]], patience_s: float) -> list[asyncio.Task[Any]]:
+    """Cancel the tasks and wait for their end; those that have not ended after `patience_s`."""
+    running = [t for t in tasks if not t.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running, timeout=patience_s)
+    return [t for t in running if not t.done()]
 
 
 async def settled[T](task: asyncio.Future[T]) -> T:

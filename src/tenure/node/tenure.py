@@ -23,6 +23,7 @@ from tenure.abc import (
     ReleasedNow,
     Repeated,
     Snapshot,
+    Submit,
     TooLarge,
     Unknown,
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tenure.clock import Clock
     from tenure.config import Config
     from tenure.conversation import Record
-    from tenure.journal import Draft, Event, JsonObject
+    from tenure.journal import Command, Draft, Event, JsonObject
     from tenure.lease import Lease
     from tenure.vault import Keys, Mask
 
@@ -86,18 +87,24 @@ class Tenure:
         self.agent_status: str | None = None
         self.step = "claimed"
         self.mask: Mask | None = None
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Resolved when the loop is live or there was nothing to start; or with what went wrong."""
+        self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """True when the loop is live, false if it ended without one; or what went wrong."""
         self.ready.add_done_callback(_retrieve)
         self.poked = asyncio.Event()
         """Something may have come: look at the journal."""
-        self.moved = asyncio.Event()
-        """An append has moved the fold; waited for at a hand-over."""
+        self.over = asyncio.Event()
+        """Released or lost."""
+        self.restarts = False
+        """It was stopped when it was claimed, and whoever asked for it wants it to run."""
         self.leaving = False
         """No new turn: release when the open one has ended."""
         self.handing_over = False
         """The open turn goes no further than its open calls."""
         self.work: asyncio.Task[None] | None = None
+        self.predecessors: list[asyncio.Task[None]] = []
+        """Work of lost tenures of this conversation, on this node: it ends before this one starts."""
+        self.strays: set[asyncio.Task[None]] = set()
+        """Tasks of the agent that were cancelled and have not ended."""
         self._number = 0
         self._snapshot_seq = 0
         self._door = asyncio.Lock()
@@ -106,6 +113,11 @@ class Tenure:
     @property
     def conversation_id(self) -> str:
         return self.lease.conversation
+
+    @property
+    def letting_go(self) -> bool:
+        """Its release is under way, or done: who wants the conversation claims it anew."""
+        return self.state in (TenureState.RELEASING, TenureState.RELEASED)
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
@@ -135,7 +147,7 @@ class Tenure:
         log.warning("conversation lost: %s", why, extra={"conversation": self.conversation_id})
         if not self.ready.done():
             self.ready.set_exception(self._loss)
-        self.moved.set()
+        self.over.set()
         if self.work is not None and self.work is not asyncio.current_task():
             self.work.cancel("ownership lost")
 
@@ -170,7 +182,7 @@ class Tenure:
                 self.loop_state = reading.snapshot.loop
             snapshot = False
             self.fold = fold(self.fold, reading.events)
-            if self.fold.epoch != self.lease.epoch:  # somebody else has claimed, and maybe let go again
+            if self.fold.epoch > self.lease.epoch:  # somebody else has claimed, and maybe let go again
                 self.lose(f"epoch {self.fold.epoch} was claimed")
                 self.insist()
             if self.fold.seq >= reading.record.head or not reading.events:
@@ -215,6 +227,20 @@ class Tenure:
         limit_s = self.means.config.ttl_s / 4
         await asyncio.sleep(min(limit_s, 0.02 * 2**failures) * self.means.rng.uniform(0.5, 1.5))
         return min(failures + 1, 10)
+
+    async def submit(self, command: Command) -> None:
+        """Journal a command that the node itself gives, as any client would.
+
+        :raises OwnershipLostError: the tenure is over.
+        """
+        failures = 0
+        while True:
+            self.insist()
+            try:
+                await self.means.store.submit(Submit(self.conversation_id, command))
+                return
+            except StoreUnavailableError as error:
+                failures = await self._pause(failures, error)
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -294,8 +320,8 @@ class Tenure:
         else:
             await self._read_on()
             self.poked.set()
-        self.moved.set()
-        self.moved = asyncio.Event()
+        if self.handing_over:
+            self.poke()
 
     async def release(
         self,
@@ -335,7 +361,7 @@ class Tenure:
                 match answer:
                     case ReleasedNow():
                         self.state = TenureState.RELEASED
-                        self.moved.set()
+                        self.over.set()
                         return
                     case Fenced():
                         self.lose("another claim is in force")
@@ -346,7 +372,7 @@ class Tenure:
                         assert_never(answer)
 
 
-def _retrieve(future: asyncio.Future[None]) -> None:
+def _retrieve(future: asyncio.Future[bool]) -> None:
     """A start that nobody waits for fails without a warning about it; its reason stands in the journal."""
     if not future.cancelled():
         future.exception()

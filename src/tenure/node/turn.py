@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Message
 from tenure.errors import InvalidInputError, OwnershipLostError
 from tenure.journal import CORE_COMMANDS, CORE_KINDS, TurnWaiting, draft
+from tenure.node.reasons import speakable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 OF_LOOPS = frozenset({"call_started", "call_finished", "call_restarted", "call_interrupted"})
 """The kinds of the core that a loop writes itself."""
+
+STATUS_CHARS = 200
 
 
 @final
@@ -39,6 +43,9 @@ class LiveTurn:
         self._deltas = deltas
         self._host = asyncio.get_running_loop()
         self._answers: dict[str, asyncio.Future[Json]] = {}
+        self._parked: set[asyncio.Future[None]] = set()
+        self.limit: asyncio.Timeout | None = None
+        """The turn's time-out, while it runs."""
 
     @property
     def id(self) -> str:
@@ -109,7 +116,19 @@ class LiveTurn:
     async def _boundary(self, closing: bool) -> None:
         """At a hand-over the turn goes no further than its open calls: it waits here to be cancelled."""
         if self._tenure.handing_over and not closing:
-            await asyncio.get_running_loop().create_future()
+            parked: asyncio.Future[None] = self._host.create_future()
+            self._parked.add(parked)
+            await parked
+
+    def park_no_longer(self) -> None:
+        """The turn is cut: whoever waits at a boundary, maybe for a thread, leaves."""
+        for parked in self._parked:
+            parked.cancel()
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was the time-out that ended the turn."""
+        return self.limit is not None and self.limit.expired()
 
     def journal_blocking(self, drafts: Sequence[Draft], timeout_s: float, state: JsonObject | None = None) -> Appended:
         under_way = asyncio.run_coroutine_threadsafe(self.journal(drafts, state), self._host)
@@ -128,9 +147,22 @@ class LiveTurn:
                 waiting = replace(draft(TurnWaiting(ask, body)), turn=self._id)
                 await self._boundary(closing=False)
                 await self._tenure.append([waiting], unless=lambda: not self._open())
-            return await answer
+            return await self._from_a_person(answer)
         finally:
             self._answers.pop(ask, None)
+
+    async def _from_a_person(self, answer: asyncio.Future[Json]) -> Json:
+        """A person may take any time: the turn's time-out stands still."""
+        due = self.limit.when() if self.limit is not None else None
+        if self.limit is None or due is None:
+            return await answer
+        left_s = due - self._host.time()
+        self.limit.reschedule(None)
+        try:
+            return await answer
+        finally:
+            with suppress(RuntimeError):  # the turn has ended meanwhile
+                self.limit.reschedule(self._host.time() + left_s)
 
     def answered(self, ask: str, answer: Json) -> None:
         """The answer stands in the journal: let the agent go on with it."""
@@ -177,4 +209,6 @@ class LivePlace:
         return await self._tenure.events(after, self._tenure.fold.seq)
 
     def report_status(self, word: str | None) -> None:
+        if word is not None and (len(word) > STATUS_CHARS or speakable(word) != word):
+            raise InvalidInputError("agent_status", f"must be text of at most {STATUS_CHARS} characters", "shorten it")
         self._tenure.agent_status = word

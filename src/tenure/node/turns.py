@@ -7,14 +7,12 @@ import logging
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Reason
-from tenure.conversation import end_turn, overtaken, settle_urgent, turn_id
+from tenure.conversation import end_turn, overtaken, refuse_urgent, settle_urgent, turn_id
 from tenure.errors import OwnershipLostError, TurnDivergedError
 from tenure.journal import (
     CORE_COMMANDS,
     CommandSettled,
-    Delivery,
     Event,
-    Json,
     Outcome,
     TurnCompleted,
     TurnFailed,
@@ -24,6 +22,8 @@ from tenure.journal import (
     draft,
 )
 from tenure.node.deltas import Deltas
+from tenure.node.reasons import described
+from tenure.node.tasks import ended
 from tenure.node.turn import LiveTurn
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ log = logging.getLogger("tenure.turns")
 
 CUT_GRACE_S = 5.0
 """How long a cancelled turn, or an open call at a hand-over, is waited for."""
-ERROR_CHARS = 2000
 
 
 @final
@@ -55,6 +54,8 @@ class Turns:
         self._turn: LiveTurn | None = None
         self._task: asyncio.Task[None] | None = None
         self._asked: dict[int, asyncio.Task[None]] = {}
+        """Commands that the loop was asked to take, each once."""
+        self._cut_at: float | None = None
 
     async def run(self) -> Reason:
         """Work until there is a reason to let go. At the end no task of the loop runs.
@@ -65,12 +66,11 @@ class Turns:
         try:
             return await self._run()
         finally:
-            deltas.cancel()
-            for task in self._asked.values():
-                task.cancel()
-            if self._task is not None:
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=CUT_GRACE_S)
+            await self._end(deltas, *self._asked.values(), *([self._task] if self._task is not None else []))
+
+    async def _end(self, *tasks: asyncio.Task[None]) -> None:
+        self._tenure.strays.update(tasks)  # at once: this wait may itself be cancelled
+        await ended(tasks, CUT_GRACE_S)
 
     async def _run(self) -> Reason:
         tenure = self._tenure
@@ -80,8 +80,10 @@ class Turns:
             await self._collect()
             await self._hear_urgent()
             await self._yield_to_newcomer()
-            if tenure.fold.stopped and tenure.fold.turn is None:
-                return Reason.STOPPED
+            if self._halted():
+                await self._refuse_the_rest()
+                if self._halted():
+                    return Reason.STOPPED
             if tenure.leaving:
                 if await self._left():
                     return Reason.DRAINED
@@ -90,19 +92,33 @@ class Turns:
             if not tenure.poked.is_set() and not await self._something_came():
                 return Reason.IDLE
 
+    def _halted(self) -> bool:
+        return self._tenure.fold.stopped and self._tenure.fold.turn is None
+
     async def _something_came(self) -> bool:
         """Wait for a poke; false when the conversation has been idle for long enough."""
-        busy = self._task is not None and not self._waits_for_a_person()
+        idle_s = self._tenure.means.config.idle_s
         try:
-            async with asyncio.timeout(None if busy or self._asked else self._tenure.means.config.idle_s):
+            async with asyncio.timeout(self._call_grace_s() if self._busy() else idle_s):
                 await self._tenure.poked.wait()
             return True
         except TimeoutError:
-            return self._tenure.poked.is_set()
+            return self._busy() or self._tenure.poked.is_set()
+
+    def _busy(self) -> bool:
+        """Something of the loop runs, or could: whoever has work is not idle."""
+        return self._works() or self._tenure.fold.runnable
+
+    def _works(self) -> bool:
+        return (self._task is not None and not self._waits_for_a_person()) or bool(self._asking())
 
     def _waits_for_a_person(self) -> bool:
         turn = self._tenure.fold.turn
         return turn is not None and turn.waiting
+
+    def _asking(self) -> set[int]:
+        """Commands that the loop is answering just now."""
+        return {seq for seq, task in self._asked.items() if not task.done()}
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
@@ -118,6 +134,8 @@ class Turns:
             await self._start_task()
         elif turn is None and tenure.fold.queue:
             first = tenure.fold.queue[0]
+            if first.seq in self._asking():
+                return  # steered into a turn that has ended meanwhile: the loop may take it yet
             await tenure.append([draft(TurnStarted((first.seq,)), turn_id(first.seq))])
             await self._start_task()
 
@@ -135,30 +153,31 @@ class Turns:
         self._task.add_done_callback(lambda _: tenure.poke())
 
     async def _take(self, turn: LiveTurn) -> None:
-        async with asyncio.timeout(self._timeout_s):
+        async with asyncio.timeout(self._timeout_s) as turn.limit:
             await self._live.turn(turn)
 
     async def _collect(self) -> None:
         """A turn's task has ended: its end and its settlement are one append."""
-        task, turn = self._task, self._tenure.fold.turn
+        task, live, turn = self._task, self._turn, self._tenure.fold.turn
         if task is None or not task.done():
             return
         self._task = self._turn = None
-        if turn is None:
+        if turn is None or live is None:
             return
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if isinstance(error, OwnershipLostError):
             self._tenure.insist()
-        await self._tenure.append(lambda fold: end_turn(fold, _end(turn.commands, error)))
+        end = _end(turn.commands, error, timed_out=live.timed_out)
+        await self._tenure.append(lambda fold: end_turn(fold, end))
 
     async def _cut(self) -> None:
         """Cancel the turn's task and wait until it has ended; one that ignores it finds its turn closed."""
-        task, self._task, self._turn = self._task, None, None
-        if task is None:
+        task, turn, self._task, self._turn = self._task, self._turn, None, None
+        if task is None or turn is None:
             return
-        task.cancel()
-        _, running = await asyncio.wait([task], timeout=CUT_GRACE_S)
-        if running:
+        turn.park_no_longer()
+        self._tenure.strays.add(task)
+        if await ended([task], CUT_GRACE_S):
             log.error("the agent ignores cancellation", extra={"conversation": self._tenure.conversation_id})
 
     async def _yield_to_newcomer(self) -> None:
@@ -196,59 +215,65 @@ class Turns:
                 self._turn.answered(str(one.body["ask"]), one.body["answer"])
 
     async def _ask(self, command: Event) -> None:
-        """A command that only the loop knows: its answer settles it."""
-        tenure = self._tenure
+        """A command that only the loop knows: its answer settles it, if the journal takes it."""
         try:
-            async with asyncio.timeout(tenure.means.config.call_timeout_s):
-                answer = await self._live.now(command)
-            settled = CommandSettled(command.seq, Outcome.DONE if answer is None else Outcome.ANSWERED, answer)
-        except NotImplementedError:
-            if command.kind == "message" and command.delivery is Delivery.NOW:
-                return  # a loop that cannot be steered takes the message after its turn
-            settled = CommandSettled(command.seq, Outcome.REFUSED, {"reason": "this agent has no use for it"})
+            if (told := await self._answer(command)) is None:
+                return
+            await self._tenure.append([draft(told)])
         except OwnershipLostError:
             return
         except Exception as error:
-            settled = CommandSettled(command.seq, Outcome.REFUSED, _described(error))
-        await tenure.append([draft(settled)])
-        self._asked.pop(command.seq, None)
-        tenure.poke()
+            await self._tenure.append([draft(CommandSettled(command.seq, Outcome.REFUSED, described(error)))])
+        self._tenure.poke()
+
+    async def _answer(self, command: Event) -> CommandSettled | None:
+        """What the loop says; null for a message that it cannot be steered by: it is taken after the turn."""
+        try:
+            async with asyncio.timeout(self._tenure.means.config.call_timeout_s):
+                answer = await self._live.now(command)
+        except NotImplementedError:
+            if command.kind == "message":
+                return None
+            return CommandSettled(command.seq, Outcome.REFUSED, {"reason": "this agent has no use for it"})
+        return CommandSettled(command.seq, Outcome.DONE if answer is None else Outcome.ANSWERED, answer)
+
+    async def _refuse_the_rest(self) -> None:
+        """Stopped: what only a live loop could settle gets its answer now, or it would be wanted for ever."""
+        await self._end(*self._asked.values())
+        if refuse_urgent(self._tenure.fold):
+            await self._tenure.append(refuse_urgent)
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
     async def _left(self) -> bool:
         """Draining: true when nothing of the loop runs any more. At the deadline, at the next step boundary."""
-        if self._task is None or self._waits_for_a_person():
-            await self._cut()
-            return True
-        if not self._tenure.handing_over:
+        if not self._tenure.handing_over and self._works():
             return False
-        try:
-            async with asyncio.timeout(CUT_GRACE_S):
-                while (turn := self._tenure.fold.turn) is not None and turn.calls and not self._task.done():
-                    await asyncio.wait(
-                        [self._task, asyncio.ensure_future(self._tenure.moved.wait())],
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-        except TimeoutError:
-            log.warning("handing over in mid-call", extra={"conversation": self._tenure.conversation_id})
-        if self._task.done():
+        if self._task is not None and (self._task.done() or (self._in_a_call() and self._call_grace_s() != 0)):
             return False
         await self._cut()
         return True
 
+    def _in_a_call(self) -> bool:
+        turn = self._tenure.fold.turn
+        return turn is not None and bool(turn.calls)
 
-def _end(commands: tuple[int, ...], error: BaseException | None) -> TurnCompleted | TurnFailed:
+    def _call_grace_s(self) -> float | None:
+        """How long an open call is still waited for at a hand-over; null while there is none."""
+        if not self._tenure.handing_over:
+            return None
+        now = asyncio.get_running_loop().time()
+        self._cut_at = self._cut_at or now + CUT_GRACE_S
+        return max(0.0, self._cut_at - now)
+
+
+def _end(commands: tuple[int, ...], error: BaseException | None, *, timed_out: bool) -> TurnCompleted | TurnFailed:
     match error:
         case None:
             return TurnCompleted(commands)
-        case TimeoutError():
-            return TurnFailed(commands, "timeout", _described(error))
+        case TimeoutError() if timed_out:
+            return TurnFailed(commands, "timeout", described(error))
         case TurnDivergedError():
-            return TurnFailed(commands, "diverged", _described(error))
+            return TurnFailed(commands, "diverged", described(error))
         case _:
-            return TurnFailed(commands, "error", _described(error))
-
-
-def _described(error: BaseException) -> Json:
-    return {"type": type(error).__name__, "message": str(error)[:ERROR_CHARS]}
+            return TurnFailed(commands, "error", described(error))
