@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import redis_servers
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -56,6 +57,7 @@ from tenure.conversation import Settle
 from tenure.journal import CORE_COMMANDS, Command, Draft
 from tenure.lease import Epoch, IncarnationId, Lease, Token
 from tenure.stores.memory import Disk, MemoryStore
+from tenure.stores.redis import RedisStore
 from tenure.stores.sqlite import SqliteStore
 from tenure.testing.clock import ManualClock
 
@@ -428,7 +430,19 @@ class SqliteMachine(StoreMachine):
         return SqliteStore(f"sqlite:///{folder}/tenure.db", clock=clock, limits=Limits())
 
 
+class RedisMachine(StoreMachine):
+    def __init__(self) -> None:
+        (self.binary, *_) = redis_servers.BINARIES.values()
+        self.url = redis_servers.shared_server(self.binary).url(prefix=redis_servers.prefix())
+        super().__init__()
+
+    def open(self, folder: Path, clock: ManualClock) -> Store:
+        return RedisStore(self.url, clock=clock)
+
+
 TestMemory = MemoryMachine.TestCase
 TestMemory.settings = settings(max_examples=100, stateful_step_count=40)
 TestSqlite = SqliteMachine.TestCase
 TestSqlite.settings = settings(max_examples=30, stateful_step_count=30)
+TestRedis = RedisMachine.TestCase
+TestRedis.settings = settings(max_examples=30, stateful_step_count=30)

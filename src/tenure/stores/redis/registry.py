@@ -1,8 +1,8 @@
 """The nodes: their leases, and who is dead. All of it lives in one slot, apart from the conversations.
 
-So a claim cannot look at its nodes in its own step: who is dead is judged here first, and named in the claim (rule 10). Death
-is for good, and so is having been registered: both may be remembered, "alive" never. A claim that arrives after its own
-incarnation was buried is harmless: the sweep finds what a dead node owns, whenever it came to own it (rule 7).
+So in a Cluster a claim cannot look at its nodes in its own step: who is dead is judged here first, and named in the claim
+(rule 10). Death is for good, and so is having been registered: both may be remembered, "alive" never. A claim that arrives
+after its own incarnation was buried is harmless: the sweep finds what a dead node owns, however late it came to own it (rule 7).
 """
 
 from __future__ import annotations
@@ -156,7 +156,12 @@ class Registry:
         return dead
 
     async def may_claim(self, incarnation: str) -> bool:
-        """Whether it was registered once, and is not known to be dead. Costs a look when it is met first."""
+        """Whether it was registered once, and is not known to be dead. Costs a look when it is met first.
+
+        Only in a Cluster; elsewhere the claim sees for itself.
+        """
+        if not self._servers.is_cluster:
+            return True
         if incarnation in self._dead:
             return False
         if incarnation not in self._registered:

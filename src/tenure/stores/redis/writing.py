@@ -150,7 +150,7 @@ class Writes:
         answer: list[Reply] = []
         for _ in range(TRIES):
             answer = await self._claim(request, may_claim=may_claim)
-            if answer[0] != b"elsewhere":
+            if answer[0] != b"elsewhere" or not self._servers.is_cluster:
                 break
             owner = record_of(answer[1]).owner
             assert owner is not None, "elsewhere is with somebody"
@@ -171,7 +171,8 @@ class Writes:
             **claim_arguments(request),
             claimant_dead=flag(not may_claim),
             **creation,
-            dead=self._registry.lately_dead,
+            register=() if self._servers.is_cluster else (self._keyspace.register,),
+            dead=self._registry.lately_dead if self._servers.is_cluster else (),
         )
         answer = await self._until_found(request.conversation, lambda: self._servers.run(keys.tag, call))
         if answer[:2] == [b"held", b"1"]:

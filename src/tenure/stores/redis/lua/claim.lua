@@ -1,17 +1,19 @@
 -- claim: make the incarnation the owner, by compare-and-swap on the epoch that the caller saw (rules 2 and 4).
 --
--- KEYS lock journal epochs wanted owners named created
+-- KEYS lock journal epochs wanted owners named created *register
 -- ARGV given channel conversation
 --      incarnation token expected_epoch node address body forced floor claimant_dead
 --      event asked_agent agent user_id asked_settings settings settings_digest policy title metadata seen event_large
 --      *dead
 -- includes clock record journal creation hints
 --
--- `body` is the event's, without `previous`, which is known here only. Who is dead was judged before, where the nodes' keys
--- live: `dead` are buried incarnations that the caller knows of. Answers: unknown, dead, deleted, lost, refused reason, held
--- created, elsewhere, stale; the record behind them.
+-- `body` is the event's, without `previous`, which is known here only. Who is dead is looked up in `register` where that key may
+-- be named beside the others. In a Cluster it may not: who is dead was judged before, where the nodes' keys live, and `dead`
+-- are buried incarnations that the caller knows of. Answers: unknown, dead, deleted, lost, refused reason, held created,
+-- elsewhere, stale; the record behind them.
 
-local lock, journal, epochs, wanted, owners, named, created = unpack(KEYS)
+local lock, journal, epochs, wanted, owners, named, created = unpack(KEYS, 1, 7)
+local register = KEYS[8]
 local given, channel, conversation,
   incarnation, token, expected_epoch, node, address, body, forced, floor, claimant_dead,
   event, asked_agent, agent, user_id, asked_settings, settings, settings_digest, policy, title, metadata, seen, event_large
@@ -25,6 +27,7 @@ local creation = event ~= '' and {
 }
 
 local function is_dead(owner)
+  if register then return redis.call('HGET', register, owner) == 'dead' end
   for i = 25, #ARGV do
     if ARGV[i] == owner then return true end
   end
@@ -47,6 +50,7 @@ local function grant(before, at)
   return after
 end
 
+if register and redis.call('HGET', register, incarnation) ~= 'registered' then claimant_dead = '1' end
 local before = load(lock)
 if not before and redis.call('EXISTS', journal) == 1 then return { 'lost' } end
 if not before and not creation then return { 'unknown' } end
