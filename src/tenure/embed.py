@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 from pathlib import Path
@@ -65,14 +66,16 @@ class Node(_node.Node):
         keys: Keys | None = None,
         **rest: Any,
     ) -> None:
-        url = store if isinstance(store, str) else None
-        config = config or Config.from_environment(os.environ, store=url)
+        given = config or Config.from_environment(os.environ, store=store if isinstance(store, str) else None)
+        if not isinstance(store, Store):
+            store = open_store(store or given.store)
+        settled = dataclasses.replace(given, store=store.url or "memory:")
         super().__init__(
-            store if isinstance(store, Store) else open_store(url or config.store),
-            loops(agents, config),
-            provider=provider or open_provider(config.runtime, root=workspaces(config)),
-            config=config,
-            keys=keys or Keys.load(os.environ, database(url or config.store)),
+            store,
+            loops(agents, settled),
+            provider=provider or open_provider(settled.runtime, root=workspaces(settled)),
+            config=settled,
+            keys=keys or Keys.load(os.environ, database(settled.store)),
             **rest,
         )
 
