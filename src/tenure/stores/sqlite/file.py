@@ -198,7 +198,7 @@ def _begin_boot(connection: sqlite3.Connection, boot: str) -> None:
         if connection.execute("SELECT boot FROM meta").fetchone() != (boot,):
             connection.execute("UPDATE nodes SET expires = 0 WHERE dead = 0")
             connection.execute("UPDATE conversations SET not_before = 0 WHERE not_before > 0")
-            connection.execute("UPDATE meta SET boot = ?", (boot,))
+            connection.execute("UPDATE meta SET boot = ?, changes = changes + 1", (boot,))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

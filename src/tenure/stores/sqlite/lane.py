@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import sqlite3
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 from tenure.errors import StoreError, StoreUnavailableError
-from tenure.stores.sqlite.busy import is_busy, persist
+from tenure.stores.sqlite.busy import Gate, courtesy, is_busy, persist
 from tenure.stores.sqlite.fitness import lock_holder
 from tenure.stores.sqlite.thread import AwaitableThread
 
@@ -63,8 +64,11 @@ class _JobFailed(Exception):
 class Lane[U: Unit]:
     """The jobs of one event loop, done in order in one thread. `open_unit` is called in that thread."""
 
-    def __init__(self, name: str, open_unit: Callable[[], U], path: Path, timeout_s: float) -> None:
+    def __init__(
+        self, name: str, open_unit: Callable[[], U], path: Path, timeout_s: float, gate: Gate | None = None
+    ) -> None:
         self._open_unit = open_unit
+        self._gate = gate or Gate()
         self._path = path
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -105,25 +109,39 @@ class Lane[U: Unit]:
             first, self._held = self._held or self._queue.get(), None
             if first is None:
                 break
-            self._serve([first])
+            held_s = self._serve([first])
+            if self._held is not None or not self._queue.empty():
+                courtesy(held_s)
         self._close_unit()
 
-    def _serve(self, group: list[_Item]) -> None:
+    def _serve(self, group: list[_Item]) -> float:
+        """Do what waits, and answer; for how many seconds that kept others from the lock."""
         self._join(group)
-        while group:
+        arrived = entered = time.perf_counter()
+        if self._gate.enter(self._timeout_s):
+            entered = time.perf_counter()
             try:
-                answers = persist(lambda group=group: self._attempt(group), self._timeout_s)
-            except _JobFailed as failed:
-                group.remove(failed.item)
-                self._answer([(failed.item, failed.error)])
+                answers = self._persist(group, entered - arrived)
+            finally:
+                self._gate.leave()
+        else:
+            answers = self._unanswered(group, TimeoutError("its other threads did not get through either"))
+        self._thread.call_soon(self._hand_out, answers)
+        return time.perf_counter() - entered
+
+    def _persist(self, group: list[_Item], waited_s: float) -> list[tuple[_Item, Any]]:
+        """An answer for each: try until it is done, without those that fail by themselves."""
+        failed: list[tuple[_Item, Any]] = []
+        while True:
+            try:
+                return failed + persist(lambda: self._attempt(group), self._timeout_s, waited_s)
+            except _JobFailed as one:
+                group.remove(one.item)
+                failed.append((one.item, one.error))
             except Exception as error:
                 self._close_unit()
                 self._join(group)  # whoever came meanwhile would wait as long again
-                self._answer([(item, self._unavailable(error)) for item in group])
-                return
-            else:
-                self._answer(answers)
-                return
+                return failed + self._unanswered(group, error)
 
     def _join(self, group: list[_Item], *, durable: bool = True) -> None:
         """Let in who waits, up to the size of a group; a transaction that is not durable takes nothing that must be."""
@@ -143,6 +161,8 @@ class Lane[U: Unit]:
 
     def _attempt(self, group: list[_Item]) -> list[tuple[_Item, Any]]:
         """One transaction: begin, decide, commit. Nothing is awaited and nobody is called back in between."""
+        if all(item.answer.cancelled() for item in group):
+            return [(item, None) for item in group]  # nobody waits for it any more
         unit = self._unit
         if unit is None:
             unit = self._unit = self._open_unit()
@@ -157,22 +177,16 @@ class Lane[U: Unit]:
             raise
         return answers
 
-    def _unavailable(self, error: Exception) -> Exception:
+    def _unanswered(self, group: list[_Item], error: Exception) -> list[tuple[_Item, Any]]:
         if isinstance(error, StoreError):
-            return error
+            return [(item, error) for item in group]
         reason = str(error)
         if is_busy(error):
             holder = lock_holder(self._path)
             by = f" by process {holder}" if holder else ""
             reason = f"it was locked for {self._timeout_s:g} s{by}; if that process is frozen, thaw or kill it"
-        unavailable = StoreUnavailableError(
-            f"the store {self._path} did not answer: {reason}; repeat the request unchanged"
-        )
-        unavailable.__cause__ = error
-        return unavailable
-
-    def _answer(self, answers: list[tuple[_Item, Any]]) -> None:
-        self._thread.call_soon(self._hand_out, answers)
+        text = f"the store {self._path} did not answer: {reason}; repeat the request unchanged"
+        return [(item, StoreUnavailableError(text)) for item in group]
 
     def _hand_out(self, answers: list[tuple[_Item, Any]]) -> None:
         for item, answer in answers:

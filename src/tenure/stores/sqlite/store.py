@@ -18,6 +18,7 @@ from tenure.abc import Limits, Store
 from tenure.errors import InvalidInputError, StoreUnavailableError
 from tenure.stores.sqlite import registry
 from tenure.stores.sqlite.boot import HostClock
+from tenure.stores.sqlite.busy import gate_of
 from tenure.stores.sqlite.file import StoreFile, parse_url
 from tenure.stores.sqlite.hints import Follower, Hints
 from tenure.stores.sqlite.lane import GROUP, Lane
@@ -66,8 +67,8 @@ if TYPE_CHECKING:
     from tenure.journal import JsonObject
     from tenure.lease import Epoch, IncarnationId, Lease
 
-TIMEOUT_S = 5.0
-"""How long an operation waits for the file's lock, all tries together."""
+TIMEOUT_S = 10.0
+"""How long an operation waits for the file's lock, all tries together: 160 writers at once need a few seconds."""
 
 
 @final
@@ -132,7 +133,7 @@ class SqliteStore(Store):
 
         return _Opened(
             file,
-            Lane("write", transaction, self.path, self._timeout_s),
+            Lane("write", transaction, self.path, self._timeout_s, gate_of(self.path)),
             Lane("read", view, self.path, self._timeout_s),
             hints,
         )

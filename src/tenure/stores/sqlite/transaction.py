@@ -1,8 +1,8 @@
 """Writing: the operations of the port inside ``BEGIN IMMEDIATE … COMMIT``, decided by :mod:`tenure.stores.rules`.
 
 Rows are decided upon in memory and written at the end, all at once: a refused request has written nothing, and a
-conversation that several requests touch is written once. Rows stay in memory for the next transaction as long as
-``PRAGMA data_version`` says that nobody else has written meanwhile; both are looked at under the write lock.
+conversation that several requests touch is written once. Rows stay in memory for the next transaction, and are good
+as long as ``meta.changes`` is what this connection left there: every change of a conversation raises it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Transaction:
         self._file = file
         self._on_commit = on_commit
         self._durable = True
-        self._data_version = -1
         self._changes = self._changes_stored = self._created = 0
         self._pages = 0
         self._rows: dict[str, _Kept] = {}
@@ -96,12 +95,10 @@ class Transaction:
             self._checkpoint()
         self.connection.execute("BEGIN IMMEDIATE")
         self._file.check()
-        (version,) = self.connection.execute(sql.DATA_VERSION).fetchone()
-        if version != self._data_version or len(self._rows) > ROWS_IN_MEMORY:
+        changes, self._created = self.connection.execute(sql.COUNTERS).fetchone()
+        if changes != self._changes or len(self._rows) > ROWS_IN_MEMORY:
             self._rows.clear()
-            self._changes, self._created = self.connection.execute(sql.COUNTERS).fetchone()
-            self._data_version = version
-        self._changes_stored = self._changes
+        self._changes = self._changes_stored = changes
         self.now: Instant = self.clock.now()
         self.store_now: float = self.clock.boottime().boot_s
 
@@ -119,7 +116,6 @@ class Transaction:
         """Forget what was decided; what is on disk is looked at anew."""
         self._forget()
         self._rows.clear()
-        self._data_version = -1
         if self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
 
