@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast, final
 import httpx
 
 from tenure.cli.demo.mirror import Mirror
-from tenure.cli.demo.scenes import LEAVE_S, all_up, chat, drain, follow, freeze, kill, storm
+from tenure.cli.demo.scenes import LEAVE_S, all_up, chat, drain, follow, freeze, glance, kill, storm
 from tenure.cli.demo.screen import Screen, print_verdict
 from tenure.cli.demo.stage import HTTP_TIMEOUT_S, PATIENCE_S, Stage
 from tenure.cli.demo.verdict import Verdict, judge, read_effects
@@ -32,7 +32,7 @@ from tenure.testing.history import Attempt, Journal, Start
 from tenure.testing.processes import NodeEndedError, NodeProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from rich.console import Console
 
@@ -122,33 +122,38 @@ async def _acts(options: Options, stage: Stage, store: Store) -> None:
     await asyncio.gather(*(stage.start(node) for node in stage.nodes))
     prefix = "c" if options.store is None else f"demo-{secrets.token_hex(3)}-"
     names = [f"{prefix}{number:02}" for number in range(1, options.conversations + 1)]
-    await storm(stage, names)
-    stage.storm_ended = time.time()
-    mirrors = [Mirror(name, stage.screen) for name in names[: QUICK_LIVE if options.quick else LIVE]]
-    hush = asyncio.Event()
-    began = time.time()
     async with asyncio.TaskGroup() as group:
-        followers = [group.create_task(follow(stage, mirror)) for mirror in mirrors]
-        chats = [group.create_task(chat(stage, mirror, hush)) for mirror in mirrors]
-        stage.screen.say(
-            f"{len(mirrors)} conversations are talked to, through any node; their agents work in their runtimes"
-        )
-        suffered: set[str] = set()
-        while True:
-            suffered.add(await kill(stage, mirrors, suffered, group))
-            suffered.add(await freeze(stage, mirrors, suffered, store))
-            suffered.add(await drain(stage, mirrors, suffered, group))
-            if time.time() - began >= options.seconds:
-                break
-            suffered.clear()
-        hush.set()
-        await asyncio.gather(*chats)
-        await all_up(stage)
+        looking = group.create_task(glance(stage, names, store))
+        await storm(stage, names)
+        stage.storm_ended = time.time()
+        mirrors = [Mirror(name, stage.screen) for name in names[: QUICK_LIVE if options.quick else LIVE]]
+        following = [group.create_task(follow(stage, mirror)) for mirror in mirrors]
+        await _break_nodes(options, stage, mirrors, store, group)
         stage.screen.say("nobody talks any more; what was accepted is being answered")
         await asyncio.gather(*(_come_to_rest(stage, mirror) for mirror in mirrors))
-        for follower in followers:
-            follower.cancel()
+        for task in (looking, *following):
+            task.cancel()
     stage.broken += [flaw for mirror in mirrors for flaw in mirror.flaws]
+
+
+async def _break_nodes(
+    options: Options, stage: Stage, mirrors: Sequence[Mirror], store: Store, group: asyncio.TaskGroup
+) -> None:
+    """One fault after the other while people talk; returns when every node is up and nobody talks any more."""
+    stage.screen.say(
+        f"{len(mirrors)} conversations are talked to, through any node; their agents work in their runtimes"
+    )
+    hush, began = asyncio.Event(), time.time()
+    chats = [group.create_task(chat(stage, mirror, hush)) for mirror in mirrors]
+    while True:
+        suffered = {await kill(stage, mirrors, set(), group)}
+        suffered.add(await freeze(stage, mirrors, suffered, store))
+        await drain(stage, mirrors, suffered, group)
+        if time.time() - began >= options.seconds:
+            break
+    hush.set()
+    await asyncio.gather(*chats)
+    await all_up(stage)
 
 
 async def _come_to_rest(stage: Stage, mirror: Mirror) -> None:

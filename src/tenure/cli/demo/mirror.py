@@ -26,6 +26,7 @@ class Mirror:
         self.settled: set[int] = set()
         self.flaws: list[str] = []
         self._screen = screen
+        screen.row(conversation)
         self._moved = asyncio.Event()
 
     @property
@@ -59,7 +60,7 @@ class Mirror:
 
     def _show(self, event: Event) -> None:
         row = self._screen.row(self.conversation)
-        row.owner = self.owner.node if self.owner is not None else None
+        row.owner = self._screen.owners[self.conversation] = self.owner.node if self.owner is not None else None
         row.epoch = event.epoch or row.epoch
         row.event = event.kind
         row.sent += event.kind == "message"

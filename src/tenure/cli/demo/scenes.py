@@ -26,6 +26,7 @@ STARTS_HERE = 2
 SILENCE_S = 1.0
 PROBE_S = 0.25
 BEAT_S = 0.1
+GLANCE_S = 0.3
 LEAVE_S = 12.0
 
 
@@ -43,12 +44,21 @@ async def storm(stage: Stage, conversations: Sequence[str]) -> None:
 
     asked = len(conversations) * len(stage.nodes) * (STARTS_HERE + 1)
     stage.screen.say(f"{asked} starts of {len(conversations)} conversations, through every node at once")
-    for conversation in conversations:
-        stage.screen.row(conversation)
     await asyncio.gather(*(ask(node, conversation) for conversation in conversations for node in stage.nodes))
     seconds = time.time() - min(start.started for start in stage.history.of(Start))
     here = {(s.conversation, s.process) for s in stage.history.of(Start) if s.outcome == "here"}
     stage.screen.say(f"    answered after {seconds:.1f} s: {len(here)} conversations run, each on one node")
+
+
+async def glance(stage: Stage, conversations: Sequence[str], store: Store) -> None:
+    """Look at who owns what, for the screen."""
+    while True:
+        with contextlib.suppress(StoreError):
+            living = {node.incarnation for node in await store.nodes() if not node.dead}
+            for name, record in zip(conversations, await store.records(conversations), strict=True):
+                owner = record.owner if record is not None else None
+                stage.screen.owners[name] = owner.node if owner is not None and owner.incarnation in living else None
+        await asyncio.sleep(GLANCE_S)
 
 
 async def chat(stage: Stage, mirror: Mirror, hush: asyncio.Event) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from tenure.cli.demo.verdict import Takeover, Verdict
 
-LINES = 12
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _STATES = {"up": "green", "killed": "red", "frozen": "blue", "draining": "yellow", "starting": "dim", "left": "dim"}
 _MARKS = {"claimed": "bold", "turn_completed": "green", "call_interrupted": "red"}
@@ -46,8 +44,9 @@ class Screen:
     nodes: dict[str, str] = field(default_factory=dict[str, str])
     """The state of each node by its name."""
     rows: dict[str, Row] = field(default_factory=dict[str, Row])
-    title: str = ""
-    _said: deque[Text] = field(default_factory=lambda: deque[Text](maxlen=LINES))
+    """The conversations that are talked to."""
+    owners: dict[str, str | None] = field(default_factory=dict[str, str | None])
+    """The node that owns each conversation, if one that lives does."""
     _started: float = field(default_factory=lambda: SystemClock().boottime().boot_s)
 
     @contextlib.contextmanager
@@ -63,7 +62,6 @@ class Screen:
         """One line of the story."""
         passed_s = SystemClock().boottime().boot_s - self._started
         line = Text(f"{passed_s:6.2f} s  ", style="dim").append(what, style=style)
-        self._said.append(line)
         self.console.print(line, soft_wrap=True)
 
     def row(self, conversation: str) -> Row:
@@ -72,18 +70,18 @@ class Screen:
     # --- drawing ----------------------------------------------------------------------------------------------------
 
     def _draw(self) -> Group:
-        return Group(Text(self.title, style="bold"), self._nodes(), self._conversations())
+        return Group(Text(), *(self._node(name) for name in self.nodes), self._conversations())
 
-    def _nodes(self) -> Text:
-        line = Text()
-        for name, state in self.nodes.items():
-            held = sum(row.owner == name for row in self.rows.values())
-            line.append(f" {name} ", style=f"bold {self._colour(name)}")
-            line.append(f"{state}, holds {held}   ", style=_STATES.get(state, ""))
-        return line
+    def _node(self, name: str) -> Text:
+        held = sorted(conversation for conversation, owner in self.owners.items() if owner == name)
+        line = Text(f"{name} ", style=f"bold {self._colour(name)}", no_wrap=True, overflow="ellipsis")
+        line.append(f"{self.nodes[name]:9}", style=_STATES.get(self.nodes[name], ""))
+        return line.append(f" owns {len(held):2}  ").append(" ".join(held), style=self._colour(name))
 
     def _conversations(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
+        if not self.rows:
+            return table
         for heading in ("conversation", "owner", "epoch", "last event", "sent", "answered"):
             table.add_column(heading, min_width=9)
         for name, row in self.rows.items():
