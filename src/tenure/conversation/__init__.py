@@ -13,6 +13,7 @@ from tenure.conversation.planning import (
     interrupt_calls,
     overtaken,
     plan,
+    refuse_urgent,
     settle_urgent,
     turn_id,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "interrupt_calls",
     "overtaken",
     "plan",
+    "refuse_urgent",
     "settle_urgent",
     "settlement",
     "status",

@@ -375,6 +375,6 @@ def settlement(before: Fold, after: Fold, drafts: Sequence[Draft], agent_status:
         turn=after.turn_state,
         turn_ended=any(d.kind in TURN_ENDS for d in drafts),
         started=after.started,
-        stopped=any(d.kind == Stopped.kind for d in drafts),
+        stopped=after.stopped and any(d.kind == Stopped.kind for d in drafts),
         agent_status=agent_status,
     )

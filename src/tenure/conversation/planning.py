@@ -83,6 +83,8 @@ def plan(state: Fold, *, lost: int = 0, lost_limit: int = LOST_LIMIT) -> Plan:
 
     for command in state.urgent:
         write(*settle_urgent(provisional, command))
+    if provisional.stopped:
+        write(*refuse_urgent(provisional))
     turn = provisional.turn
     if turn is not None and lost > lost_limit:
         write(*end_turn(provisional, TurnFailed(turn.commands, "abandoned", {"owners_lost": lost})))
@@ -141,6 +143,11 @@ def _answer(state: Fold, command: Event) -> tuple[Draft, ...]:
         return (draft(CommandSettled(command.seq, Outcome.REFUSED, {"reason": "nothing waits for this answer"})),)
     answer = command.body.get("answer", command.body.get("text"))
     return (draft(TurnResumed(turn.attempt, turn.ask, answer, command.seq), turn.id), _done(command))
+
+
+def refuse_urgent(state: Fold) -> tuple[Draft, ...]:
+    """Answers for what only a live loop could settle, once the conversation is stopped: it would be wanted for ever."""
+    return tuple(draft(CommandSettled(c.seq, Outcome.REFUSED, {"reason": "stopped"})) for c in state.urgent)
 
 
 def _done(command: Event) -> Draft:
