@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tenure.abc import Filters, Limits, Paper, Refusal, Sealed, Snapshot
     from tenure.conversation import Record
     from tenure.journal import Event
-    from tenure.stores.redis.keys import Keyspace
+    from tenure.stores.redis.keys import ConversationKeys, Keyspace
     from tenure.stores.redis.link import Command, Reply
     from tenure.stores.redis.registry import Registry
     from tenure.stores.redis.servers import Servers
@@ -114,14 +114,30 @@ class Reads:
     # records and lists
 
     async def records(self, conversations: Sequence[str]) -> list[Record | None]:
-        return list(await asyncio.gather(*map(self._record, conversations)))
+        found = await self._of_each(conversations, lambda keys: ("HGETALL", keys.lock))
+        return [record_of((now, flat)) if flat else None for now, flat in found]
 
-    async def _record(self, conversation: str) -> Record | None:
-        keys = self._keyspace.conversation(conversation)
-        flat, time = await self._servers.get(keys.tag, ("HGETALL", keys.lock), ("TIME",))
+    async def _of_each(
+        self, conversations: Sequence[str], command: Callable[[ConversationKeys], Command]
+    ) -> list[tuple[int, Reply]]:
+        """What one command answers for each, with its server's now. Those that may travel together do."""
+        keys = [self._keyspace.conversation(conversation) for conversation in conversations]
+        by_tag: dict[str, list[int]] = {}
+        for index, one in enumerate(keys):
+            by_tag.setdefault(one.tag if self._servers.is_cluster else keys[0].tag, []).append(index)
+
+        async def ask(tag: str, indexes: list[int]) -> None:
+            time, *replies = await self._servers.get(tag, ("TIME",), *(command(keys[index]) for index in indexes))
+            for index, reply in zip(indexes, replies, strict=True):
+                answers[index] = (self._now(time), reply)
+
+        answers: dict[int, tuple[int, Reply]] = {}
+        await asyncio.gather(*(ask(tag, indexes) for tag, indexes in by_tag.items()))
+        return [answers[index] for index in range(len(keys))]
+
+    def _now(self, time: Sequence[bytes]) -> int:
         given = self._given()
-        now = int(given.split()[0]) if given else int(time[0]) * MICROSECONDS + int(time[1])
-        return record_of((now, flat)) if flat else None
+        return int(given.split()[0]) if given else int(time[0]) * MICROSECONDS + int(time[1])
 
     async def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
         after = _place(cursor)
@@ -133,11 +149,12 @@ class Reads:
             for start in range(0, len(found), limit):
                 piece = found[start : start + limit]
                 for (place, _), record in zip(piece, await self._matching(piece, filters), strict=True):
-                    if record is not None:
-                        if len(items) == limit:
-                            return Page(tuple(items), _cursor(after))
-                        items.append(record)
                     after = place
+                    if record is not None:
+                        items.append(record)
+                        if len(items) == limit:
+                            is_last = complete and place == found[-1][0]
+                            return Page(tuple(items), None if is_last else _cursor(place))
             if complete:
                 return Page(tuple(items), None)
             looked += len(found)
@@ -169,20 +186,11 @@ class Reads:
         """The records, null where one is not to be shown. Bodies are fetched only for those that are."""
         names = [id for _, id in found]
         if (filters.user_id, filters.owner, filters.agent) != (None, None, None):
-            may = await asyncio.gather(*(self._may_match(id, filters) for id in names))
-            names = [id for id, matches in zip(names, may, strict=True) if matches]
+            fields = ("user_id", "agent", "owner", "owner_node")
+            parts = await self._of_each(names, lambda keys: ("HMGET", keys.lock, *fields))
+            names = [id for id, (_, part) in zip(names, parts, strict=True) if _may_match(part, filters)]
         records = {r.conversation: r for r in await self.records(names) if r and rules.listed(r, filters)}
         return [records.get(id) for _, id in found]
-
-    async def _may_match(self, conversation: str, filters: Filters) -> bool:
-        keys = self._keyspace.conversation(conversation)
-        (found,) = await self._servers.get(keys.tag, ("HMGET", keys.lock, "user_id", "agent", "owner", "owner_node"))
-        user_id, agent, *owner = (None if one is None else one.decode() for one in found)
-        return (
-            filters.user_id in (None, user_id)
-            and filters.agent in (None, agent)
-            and (filters.owner is None or filters.owner in owner)
-        )
 
     # what stands beside
 
@@ -211,6 +219,15 @@ class Reads:
         call = script("list_papers").call(documents=documents, ids=ids, prefix=prefix, limit=limit)
         flat = await self._servers.run(PAPERS, call, Lane.READS, durable=False)
         return [paper_of(kind, id.decode(), kept) for id, kept in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _may_match(part: Sequence[bytes | None], filters: Filters) -> bool:
+    user_id, agent, *owner = (None if one is None else one.decode() for one in part)
+    return (
+        filters.user_id in (None, user_id)
+        and filters.agent in (None, agent)
+        and (filters.owner is None or filters.owner in owner)
+    )
 
 
 def _cursor(place: _Place) -> str:

@@ -16,7 +16,7 @@ if before.deleted == 1 then return { 'deleted', int(before.epoch) } end
 local now, at = clock(given)
 if int(before.version) ~= version then return { 'stale', shown(lock, now) } end
 
-local after = copy(before)
+local after = changed(before)
 after.version, after.updated_at = before.version + 1, at
 if title ~= '' then after.title = title ~= '-' and title:sub(2) end
 if metadata ~= '' then after.metadata = metadata end

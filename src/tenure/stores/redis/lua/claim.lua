@@ -34,20 +34,18 @@ local function is_dead(owner)
   return false
 end
 
-local function grant(before, at)
-  local after = copy(before)
-  local journal_epoch, journal_seq = last_of(journal)
-  after.epoch = math.max(before.epoch, journal_epoch, tonumber(floor)) + 1
-  after.head = math.max(before.head, journal_seq) + 1
-  after.owner, after.owner_node, after.owner_address, after.owner_since = incarnation, node, address, at
-  after.token, after.started, after.updated_at = token, 0, at
-  after.number, after.digest, after.result = 0, false, false
-  if before.owner and (before.turn == 'open' or before.started == 0) then after.lost = before.lost + 1 end
-  local previous = before.owner and cjson.encode(before.owner) or 'null'
+local function grant(record, at)
+  local previous = record.owner and cjson.encode(record.owner) or 'null'
   local whole = body:sub(1, -2) .. ',"previous":' .. previous .. '}'
-  write(journal, after.epoch, after.head, int(after.epoch), 'claimed', at, whole, '{}', '')
-  redis.call('ZADD', epochs, int(after.head), int(after.epoch))
-  return after
+  local journal_epoch, journal_seq = last_of(journal)
+  if record.owner and (record.turn == 'open' or record.started == 0) then record.lost = record.lost + 1 end
+  record.epoch = math.max(record.epoch, journal_epoch, tonumber(floor)) + 1
+  record.head = math.max(record.head, journal_seq) + 1
+  record.owner, record.owner_node, record.owner_address, record.owner_since = incarnation, node, address, at
+  record.token, record.started, record.updated_at = token, 0, at
+  record.number, record.digest, record.result = 0, false, false
+  write(journal, record.epoch, record.head, int(record.epoch), 'claimed', at, whole, '{}', '')
+  redis.call('ZADD', epochs, int(record.head), int(record.epoch))
 end
 
 if register and redis.call('HGET', register, incarnation) ~= 'registered' then claimant_dead = '1' end
@@ -70,7 +68,8 @@ if int(record.epoch) ~= expected_epoch then
   return { 'stale', before and shown(lock, now) or drawn(record, now) }
 end
 if not before then enlist(record, creation, created, journal) end
-local after = grant(record, at)
+local after = before and changed(before) or record
+grant(after, at)
 save(lock, indexes, before, after)
 tell_moved(channel, after)
 return { 'held', before and '0' or '1', shown(lock, now) }

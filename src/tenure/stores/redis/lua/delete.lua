@@ -15,10 +15,8 @@ if before.deleted == 1 then return { 'deleted', int(before.epoch) } end
 local now, at = clock(given)
 if int(before.epoch) ~= expected_epoch then return { 'stale', shown(lock, now) } end
 
-local after = copy(before)
-for _, field in ipairs(NUMBERS) do after[field] = 0 end
-for _, field in ipairs(TEXTS) do after[field] = false end
-for _, field in ipairs(BODIES) do after[field] = false end
+local after = { settings = false, metadata = false, title = false }
+for i, field in ipairs(READ) do after[field] = empty(i) end
 after.conversation, after.user_id, after.agent = before.conversation, before.user_id, before.agent
 after.epoch, after.deleted, after.version = before.epoch + 1, 1, 1
 after.created_no, after.created_at, after.updated_at = before.created_no, before.created_at, at

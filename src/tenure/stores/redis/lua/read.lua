@@ -2,7 +2,7 @@
 --
 -- KEYS lock journal epochs snapshot
 -- ARGV given after limit from_snapshot most_bytes most_scanned *kinds
--- includes clock record journal
+-- includes clock record
 --
 -- Bounded: it ends early after `most_bytes` of bodies or `most_scanned` entries, and says where to go on. Answers: unknown,
 -- lost, deleted epoch, reading record snapshot scanned complete [id kind at epoch body rest delivery]...

@@ -80,7 +80,7 @@ if before then
   if answer then return answer end
   local reason = refusal(before)
   if reason then return { 'refused', reason, shown(lock, now) } end
-  after = copy(before)
+  after = changed(before)
 else
   after = new_record(conversation, creation, at)
   enlist(after, creation, created, journal)

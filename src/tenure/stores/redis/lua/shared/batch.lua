@@ -36,7 +36,7 @@ end
 local function take(journal, before, lease, batch, at, first_event)
   local head = write_events(journal, before, lease, at, first_event)
   if not head then return nil end
-  local after = copy(before)
+  local after = changed(before)
   after.head, after.number, after.digest = head, tonumber(batch.number), batch.digest
   if head > before.head then after.updated_at = at end
   if batch.settle == '1' then settle(after, batch) end

@@ -3,38 +3,33 @@
 -- In the hash a field that is 0, false or null is not there. In a script a number that is not there is 0, a text is false.
 -- The bodies (settings, metadata, title) are never read by a script, only written: nothing here decodes JSON.
 
-local NUMBERS = {
+local READ = {
   'version', 'epoch', 'owner_since', 'head', 'last_command', 'last_start', 'unsettled', 'started', 'wanted', 'not_before',
   'lost', 'failures', 'stopped', 'failed', 'deleted', 'created_no', 'created_at', 'updated_at', 'number',
   'released_epoch', 'open_start',
-}
-local TEXTS = {
+  -- numbers up to here, texts from here on
   'conversation', 'user_id', 'agent', 'settings_digest', 'policy', 'owner', 'owner_node', 'owner_address', 'token', 'turn',
   'agent_status', 'digest', 'result', 'released_token', 'released_digest',
 }
-local BODIES = { 'settings', 'metadata', 'title' }
+local NUMBERS = 21
 
-local READ = {}
-for _, field in ipairs(NUMBERS) do READ[#READ + 1] = field end
-for _, field in ipairs(TEXTS) do READ[#READ + 1] = field end
+local function empty(field_number)
+  return field_number <= NUMBERS and 0 or false
+end
 
 local function load(lock)
   local values = redis.call('HMGET', lock, unpack(READ))
   local record = {}
   for i, field in ipairs(READ) do
-    if i <= #NUMBERS then
-      record[field] = tonumber(values[i] or 0)
-    else
-      record[field] = values[i]
-    end
+    local value = values[i]
+    record[field] = value and i <= NUMBERS and tonumber(value) or value or empty(i)
   end
   return record.conversation and record or nil
 end
 
-local function copy(record)
-  local other = {}
-  for field, value in pairs(record) do other[field] = value end
-  return other
+-- A record that may be changed: it holds what was set, and shows `record` for the rest.
+local function changed(record)
+  return setmetatable({}, { __index = record })
 end
 
 -- How a field stands in the hash; nil when it is not there.
@@ -47,16 +42,14 @@ end
 
 local function write_fields(lock, before, after)
   local set, gone = {}, {}
-  for _, fields in ipairs({ NUMBERS, TEXTS, BODIES }) do
-    for _, field in ipairs(fields) do
-      local value = after[field]
-      if value ~= before[field] then
-        if stored(value) then
-          set[#set + 1] = field
-          set[#set + 1] = stored(value)
-        else
-          gone[#gone + 1] = field
-        end
+  for field, value in pairs(after) do
+    if value ~= before[field] then
+      local text = stored(value)
+      if text then
+        set[#set + 1] = field
+        set[#set + 1] = text
+      else
+        gone[#gone + 1] = field
       end
     end
   end
@@ -83,7 +76,7 @@ local function shift(index, from, to)
   if to then redis.call('ZINCRBY', index, 1, to) end
 end
 
--- Write what changed, in the record and in its partition's indexes. A nil record is one that is not there.
+-- Write what changed, in the record and in its partition's indexes. `before` is nil where there was none; then `after` is whole.
 local function save(lock, indexes, before, after)
   before = before or {}
   write_fields(lock, before, after)
