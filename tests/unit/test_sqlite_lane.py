@@ -80,6 +80,7 @@ async def test_requests_for_one_conversation_see_each_other(tmp_path: Path):
         )
         kinds = [type(answer).__name__ for answer in answers]
         assert kinds == ["Appended", "Appended", "Repeated", "Fenced", "Accepted", "Accepted", "Duplicate"]
+        assert type(await store.submit(message("c1", "b"))).__name__ == "Duplicate"
         assert await journal(store) == ["created", "claimed", "hello", "hello", "hi", "hi"]
 
 
