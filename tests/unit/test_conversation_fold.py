@@ -91,6 +91,11 @@ def test_a_start_asks_until_the_release():
     assert not journal.write(Released("n", "idle")).fold.asked_to_start
 
 
+def test_a_start_that_waits_at_the_claim_asks_too():
+    assert Journal(claimed=False).ask("start").claim().fold.asked_to_start
+    assert not Journal(claimed=False).ask("start").claim().write(CommandSettled(2, "done")).claim().fold.asked_to_start
+
+
 def test_commands_wait_in_order_or_are_urgent():
     journal = Journal().ask().ask("interrupt").ask().ask("pause").ask("run", Delivery.TURN)
     state = journal.fold
