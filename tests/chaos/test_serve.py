@@ -1,6 +1,7 @@
 """`tenure serve` as a process: how it arrives, and how it leaves whatever is open."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tenure.client import Client
+from tenure.journal import Event
 from tenure.testing.processes import NodeEndedError, NodeProcess, NodeProcesses
 
 PATIENCE_S = 60.0
@@ -192,3 +195,63 @@ async def test_sigterm_before_the_store_answers(nodes: NodeProcesses, tmp_path: 
             await asyncio.sleep(0.001)
     node.drain()
     assert await node.ended(PATIENCE_S) in (0, -signal.SIGTERM)
+
+
+async def test_a_loop_that_does_not_end_after_the_loss_ends_the_process(
+    nodes: NodeProcesses, tmp_path: Path, http: httpx.AsyncClient
+):
+    (tmp_path / "bots.py").write_text(
+        "import asyncio\n"
+        "async def stubborn(turn):\n"
+        "    while True:\n"
+        "        try:\n"
+        "            await asyncio.sleep(3600)\n"
+        "        except asyncio.CancelledError:\n"
+        "            pass\n"
+    )
+    node = a_node(nodes, tmp_path, agents=["bots:stubborn"], cwd=tmp_path)
+    await node.start()
+    await http.post(f"{node.url}/conversations", json={"id": "c", "message": "never mind"})
+    await until_seen(http, f"{node.url}/conversations/c", "turn_started")
+    node.freeze()
+    await asyncio.sleep(2.5)  # its ttl is what has to pass
+    node.thaw()
+    assert await node.ended(PATIENCE_S) == 75
+    assert "do not end" in node.log
+
+
+# --- whoever follows ------------------------------------------------------------------------------------------------
+
+
+async def test_tail_goes_on_at_another_node(nodes: NodeProcesses, tmp_path: Path, http: httpx.AsyncClient):
+    a, b = a_node(nodes, tmp_path, "a"), a_node(nodes, tmp_path, "b")
+    await nodes.start()
+    await http.post(f"{b.url}/conversations", json={"id": "c", "message": "one"})
+    await until_seen(http, f"{b.url}/conversations/c", "turn_completed")
+    command = [sys.executable, "-m", "tenure", "tail", "c", "--after", "0", "--json", "--url", f"{a.url},{b.url}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRON) as tail:
+        try:
+            assert tail.stdout is not None
+            told = [json.loads(await asyncio.to_thread(tail.stdout.readline))]
+            a.kill()
+            await http.post(f"{b.url}/conversations/c/messages", json={"text": "two"})
+            while "two" not in str(told[-1]):
+                told.append(json.loads(await asyncio.to_thread(tail.stdout.readline)))
+        finally:
+            tail.kill()
+    assert [event["seq"] for event in told] == list(range(1, len(told) + 1))
+
+
+async def test_a_stream_that_was_silent_for_long_has_all_its_patience_left(
+    nodes: NodeProcesses, tmp_path: Path, http: httpx.AsyncClient
+):
+    a, b = a_node(nodes, tmp_path, "a"), a_node(nodes, tmp_path, "b")
+    await nodes.start()
+    await http.post(f"{b.url}/conversations", json={"id": "c"})
+    async with Client([a.url, b.url], patience_s=1) as client, client.stream("c") as stream:
+        assert isinstance(first := await anext(stream), Event) and first.kind == "created"
+        following = asyncio.create_task(anext(stream))
+        await asyncio.sleep(1.5)  # longer than its patience: that is what has to pass
+        a.kill()
+        await http.post(f"{b.url}/conversations/c/messages", json={"text": "still there?"})
+        assert isinstance(second := await following, Event) and second.text == "still there?"

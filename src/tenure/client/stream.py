@@ -122,7 +122,8 @@ class Stream:
 
     async def _follow(self) -> AsyncGenerator[Event | Delta]:
         way = self._way
-        deadline, pause_s = way.now() + way.patience_s, FIRST_PAUSE_S
+        deadline: float | None = None  # patience is counted from the first failure: silence is none
+        pause_s = FIRST_PAUSE_S
         while True:
             self._cut = False
             message = self._message if self._command is None else None
@@ -130,7 +131,7 @@ class Stream:
                 async with way.connect(self._conversation_id, Ask(self.cursor, self._command, message)) as response:
                     async for one in said(response):
                         item = self._take(one)
-                        deadline, pause_s = way.now() + way.patience_s, FIRST_PAUSE_S
+                        deadline, pause_s = None, FIRST_PAUSE_S
                         if item is not None:
                             yield item
                 if self._message is not None and not self._cut:
@@ -138,7 +139,9 @@ class Stream:
             except (httpx.TransportError, TenureError) as error:
                 if isinstance(error, TenureError) and not may_pass(error):
                     raise
-                if way.now() >= deadline:
+                if deadline is None:
+                    deadline = way.now() + way.patience_s
+                elif way.now() >= deadline:
                     raise UnreachableError(way.urls, error) from error
             pause_s = await way.next_node(pause_s)
 
