@@ -147,6 +147,7 @@ class LiveTurn:
                 waiting = replace(draft(TurnWaiting(ask, body)), turn=self._id)
                 await self._boundary(closing=False)
                 await self._tenure.append([waiting], unless=lambda: not self._open())
+                self._tenure.poke()  # nothing runs now: from here on the conversation is idle
             return await self._from_a_person(answer)
         finally:
             self._answers.pop(ask, None)
