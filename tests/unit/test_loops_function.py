@@ -277,7 +277,7 @@ async def test_a_time_out_of_the_calls_own_is_its_error():
     assert "TimeoutError: mine" in reason(await once(agent))
 
 
-@pytest.mark.parametrize("result", [object(), float("nan"), "\udcff", {1, 2}, b"x"], ids=repr)
+@pytest.mark.parametrize("result", [object(), float("nan"), "\udcff", {1, 2}, b"x"], ids=lambda r: type(r).__name__)
 async def test_a_result_that_is_no_json_names_the_call(result: object):
     async def agent(turn: FunctionTurn) -> None:
         await turn.call("odd", lambda: result)
@@ -875,7 +875,7 @@ async def an_agent(turn: FunctionTurn) -> None: ...
         ({"credentials": ["env:X"]}, "settings.credentials"),
         ({"credentials": {"NO SPACE": "env:X"}}, "settings.credentials"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=["list", "text", "no json", "large", "a secret", "a list", "a bad name"],
 )
 def test_settings_are_judged_at_creation(settings: Any, field: str):
     with pytest.raises(InvalidInputError) as refused:

@@ -233,7 +233,7 @@ def test_keys_are_named_without_being_shown():
     assert KEY not in repr(keys) and OLD_KEY not in str(keys.ids)
 
 
-@pytest.mark.parametrize("text", ["nonsense-key", f"{KEY},nonsense-key", "short"])
+@pytest.mark.parametrize("text", ["nonsense-key", f"{KEY},nonsense-key", "short"], ids=["alone", "second", "short"])
 def test_a_key_that_is_none_is_named_by_its_place(text: str):
     with pytest.raises(CredentialError) as refused:
         Keys.load({KEYS_SETTING: text})

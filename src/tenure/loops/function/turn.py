@@ -180,7 +180,7 @@ class FunctionTurn:
     async def ask(self, question: Json) -> Json:
         """Wait for a person's answer to `question`: the ``answer`` of the ``answer`` command. It may take days."""
         self._may_step("ask")
-        _check_json("question", question)
+        question = _checked_json("question", question)
         recorded = await self._replay.step(AskStep(question))
         ask: str | None = None
         if recorded is not None:
@@ -364,18 +364,18 @@ def _asks_for_key(fn: Callable[..., Any]) -> bool:
 def _journaled_arguments(args: Sequence[Any]) -> Json:
     """The arguments if they are JSON and short, their digest if they are long, null if they are no JSON."""
     try:
-        text = canonical(list(args))
-        value = json.loads(text)
+        value = _copy(list(args))
+        size = len(canonical(value).encode())
     except (TypeError, ValueError, RecursionError):
         return None
-    return value if len(text.encode()) <= ARGUMENTS_LIMIT else {"digest": digest(value)}
+    return value if size <= ARGUMENTS_LIMIT else {"digest": digest(value)}
 
 
 def _as_json(name: str, result: Any) -> Any:
     """The result as a later attempt reads it: what JSON makes of it."""
     shaped = result.as_json() if callable(getattr(result, "as_json", None)) else result
     try:
-        return json.loads(canonical(shaped))
+        return _copy(shaped)
     except (TypeError, ValueError, RecursionError) as error:
         _refuse_result(name, shaped, error)
 
@@ -399,11 +399,24 @@ def _own_kind(kind: str) -> str:
 def _json_object(body: Any) -> JsonObject:
     if not isinstance(body, Mapping):
         raise InvalidInputError("body", f"is a {type(body).__name__}, must be a JSON object", "emit a dict")
-    return json.loads(_check_json("body", cast("JsonObject", body)))
+    return _checked_json("body", cast("JsonObject", body))
 
 
-def _check_json(field: str, value: Json) -> str:
+def _checked_json(field: str, value: Json) -> Any:
+    """A copy of the value that the caller cannot change any more.
+
+    :raises InvalidInputError: it is no JSON.
+    """
     try:
-        return canonical(value)
+        return _copy(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(field, f"is no JSON ({error})", "use plain JSON values") from None
+
+
+def _copy(value: Any) -> Any:
+    """What JSON makes of the value, in its own order.
+
+    :raises TypeError: it is no JSON. :raises ValueError: neither is a part of it.
+    """
+    canonical(value)  # also refuses text that is no Unicode
+    return json.loads(json.dumps(value))
