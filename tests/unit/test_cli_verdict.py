@@ -1,12 +1,22 @@
 """What the demo counts: planted doubles and losses are found, takeovers are measured, a sound run is sound."""
 
+import io
 import json
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tenure.cli.demo.verdict import Fault, judge, read_effects
+from tenure.cli import demo
+from tenure.cli.demo import Options
+from tenure.cli.demo.mirror import Mirror
+from tenure.cli.demo.screen import Screen, print_verdict
+from tenure.cli.demo.verdict import Fault, Verdict, judge, read_effects
+from tenure.cli.exits import Exit
 from tenure.clock import Instant
 from tenure.journal import (
     CallFinished,
@@ -27,6 +37,7 @@ from tenure.journal import (
 )
 from tenure.lease import Epoch
 from tenure.testing.history import Attempt, History, Journal, Start
+from tenure.testing.processes import NodeEndedError
 
 KEY = "c-1/t3.c1"
 
@@ -160,3 +171,75 @@ def test_the_checker_is_asked_too():
     events[8] = replace(events[8], epoch=Epoch(1))  # a late write of the dead owner was accepted
     verdict = judge(a_run(events), [], effects_known=True)
     assert any("epoch 2 is in force" in str(violation) for violation in verdict.violations)
+
+
+# --- the table and the exit code ------------------------------------------------------------------------------------
+
+
+def printed(verdict: Verdict) -> str:
+    out = io.StringIO()
+    print_verdict(Console(file=out, width=120), verdict, 12.3)
+    return out.getvalue()
+
+
+def test_the_table_says_what_was_counted():
+    text = printed(judge(a_run(taken_over()), [KILLED], effects_known=True))
+    assert re.search(r"^killed +c-1 +a → b +2 +200 ms +200 ms +400 ms", text, re.MULTILINE)
+    assert re.search(r"^messages sent / answered +1 / 1", text, re.MULTILINE)
+    assert re.search(r"^doubles +0", text, re.MULTILINE)
+    assert "every promise was kept (12 s)" in text
+
+
+def test_the_table_says_what_was_broken():
+    text = printed(judge(a_run(taken_over(), [KEY, KEY]), [], effects_known=True, flaws=["n1 ended with 1"]))
+    assert re.search(r"^doubles +1", text, re.MULTILINE)
+    assert "c-1: call t3.c1 ran 2 times" in text
+    assert "n1 ended with 1" in text
+    assert "PROMISES WERE BROKEN" in text
+
+
+@pytest.mark.parametrize(("effects", "code"), [([KEY], Exit.OK), ([KEY, KEY], Exit.FAILED), ([], Exit.OK)])
+@pytest.mark.blocking_ok  # a program for one person
+def test_a_broken_promise_is_an_exit_code(
+    effects: list[str], code: Exit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    async def play(options: Options, folder: Path, console: Console) -> Verdict:
+        (folder / "history.jsonl").write_text("")
+        return judge(a_run(taken_over(), effects), [KILLED], effects_known=True)
+
+    monkeypatch.setattr(demo, "_play", play)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = io.StringIO()
+    assert demo.run(Options(), Console(file=out)) is code
+    assert [len([*folder.iterdir()]) for folder in tmp_path.iterdir()] == ([] if code is Exit.OK else [1])
+
+
+@pytest.mark.parametrize("error", [NodeEndedError("n1 ended"), ExceptionGroup("all", [TimeoutError("n1 ended")])])
+@pytest.mark.blocking_ok  # a program for one person
+def test_a_demo_that_cannot_go_on_says_why(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    async def play(options: Options, folder: Path, console: Console) -> Verdict:
+        raise error
+
+    monkeypatch.setattr(demo, "_play", play)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = io.StringIO()
+    assert demo.run(Options(), Console(file=out, width=200)) is Exit.FAILED
+    assert "could not go on: n1 ended" in out.getvalue()
+
+
+def test_a_stream_with_a_gap_is_a_flaw():
+    mirror = Mirror("c-1", Screen(Console(file=io.StringIO())))
+    first, _, third, *_ = taken_over()
+    mirror.absorb(first)
+    mirror.absorb(third)
+    assert mirror.flaws == ["c-1: the stream told 3 after 1"]
+
+
+def test_a_mirror_knows_owner_turn_and_calls():
+    mirror = Mirror("c-1", Screen(Console(file=io.StringIO())))
+    for event in taken_over()[:6]:
+        mirror.absorb(event)
+    assert (mirror.in_mid_call, mirror.turn, mirror.owner and mirror.owner.node) == (True, "t3", "a")
+    for event in taken_over()[6:]:
+        mirror.absorb(event)
+    assert (mirror.in_mid_call, mirror.turn, mirror.settled) == (False, None, {3})
