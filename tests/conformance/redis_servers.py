@@ -3,16 +3,21 @@
 Tests on one server are kept apart by the prefix of their keys.
 """
 
+import asyncio
 import atexit
 import contextlib
 import itertools
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 
+from tenure.errors import StoreUnavailableError
 from tenure.stores.redis import RedisStore
 from tenure.testing.servers import RedisCluster, RedisSentinel, RedisServer, redis_binaries
-from tenure.testing.store_suite import Factory
+from tenure.testing.store_suite import Factory, Stage
+from tenure.testing.store_suite.stage import PATIENCE_S
 
 BINARIES = redis_binaries()
 _RUN = contextlib.ExitStack()
@@ -52,3 +57,25 @@ def on(server: RedisServer | RedisCluster | RedisSentinel) -> Factory:
     """A store that is empty now, as the suite opens it."""
     url = server.url(prefix=prefix())
     return lambda clock, limits: RedisStore(url, clock=clock, limits=limits)
+
+
+@asynccontextmanager
+async def stage_on(url: str) -> AsyncIterator[Stage]:
+    """Nodes, writers and a store on a server's own time."""
+    async with Stage.opened(lambda clock, limits: RedisStore(url, limits=limits)) as stage:
+        yield stage
+
+
+async def eventually[R](look: Callable[[], Awaitable[R]], suits: Callable[[R], bool], what: str) -> R:
+    """Look again until it suits; an outage meanwhile is one more reason to look again."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    if suits(seen := await look()):
+                        return seen
+                except StoreUnavailableError:
+                    pass
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {PATIENCE_S:g} s: {what}") from None

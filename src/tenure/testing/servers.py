@@ -292,10 +292,10 @@ class Watched:
     def __exit__(self, *exc: object) -> None:
         self._server.say("ECHO", "the end of the watch")
         try:
-            while "the end of the watch" not in (line := str(self._console.hear())):
+            while "the end of the watch" not in (line := self._console.hear().decode(errors="replace")):
                 where, _, command = line.partition("] ")
                 if not where.endswith(" lua"):
-                    self.commands.append(command.replace('"', "").split(" ")[0].upper())
+                    self.commands.append(command.split('"')[1].upper())
         finally:
             self._console.__exit__()
 

@@ -1,0 +1,263 @@
+"""What goes over the wire, counted by the server: round trips, and work that does not grow with what is stored or held."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import pytest
+import redis_servers
+
+from tenure.abc import Append, Appended, Death, Filters, Held, Load, Reading
+from tenure.conversation import Settle
+from tenure.errors import StoreUnavailableError
+from tenure.lease import Epoch, IncarnationId
+from tenure.stores.redis.scripts import Call, script
+from tenure.stores.redis.servers import Servers
+from tenure.testing.servers import RedisServer, Watched
+from tenure.testing.store_suite import Stage
+from tenure.testing.store_suite.stage import AGENT, CREATION, IDLE, OPEN, expect, note
+
+LONG_S = 600.0
+
+
+@pytest.fixture(params=redis_servers.BINARIES.values(), ids=redis_servers.BINARIES.keys(), scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """Nobody else's, so that every count is ours."""
+    with RedisServer(redis_servers.folder(), binary=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+async def stage(server: RedisServer) -> AsyncIterator[Stage]:
+    async with redis_servers.stage_on(server.url(prefix=redis_servers.prefix())) as stage:
+        yield stage
+
+
+# one round trip
+
+
+async def test_a_claim_of_a_new_conversation(server: RedisServer, stage: Stage):
+    incarnation = await stage.node()
+    server.forget_calls()
+    with Watched(server) as seen:
+        expect(Held, await stage.store.claim(stage.claiming("new", incarnation, create=CREATION)))
+    assert seen.commands == ["EVALSHA"]
+    calls = server.calls()
+    assert calls["evalsha"] == 1
+    assert not calls.keys() & {"eval", "script", "script|load", "multi", "watch"}
+
+
+async def test_a_takeover(server: RedisServer, stage: Stage):
+    writer, other = await stage.owned(), await stage.node()
+    await (await stage.another()).bury(writer.lease.incarnation, Death.EXITED)
+    with Watched(server) as seen:
+        expect(Held, await stage.store.claim(stage.claiming(writer.lease.conversation, other, 1)))
+    assert seen.commands == ["EVALSHA"]
+
+
+async def test_an_append(server: RedisServer, stage: Stage):
+    writer = await stage.owned()
+    server.forget_calls()
+    with Watched(server) as seen:
+        await writer.append(note(), note(), settle=OPEN)
+    assert seen.commands == ["EVALSHA"]
+    assert (server.calls()["evalsha"], server.calls()["xadd"]) == (1, 2)
+
+
+async def test_every_other_write_and_a_reading(server: RedisServer, stage: Stage):
+    writer = await stage.owned()
+    conversation = writer.lease.conversation
+    with Watched(server) as seen:
+        await stage.submit(conversation)
+        await stage.store.publish(writer.lease, {"text": "…"})
+        await stage.store.seal(conversation, "name", b"x", 0)
+        await stage.store.amend(conversation, 1, {"title": "t"})
+        await stage.store.put_paper("kind", "id", {}, 0)
+        await stage.store.read(conversation, 1, snapshot=True)
+        await writer.release()
+        await stage.store.delete(conversation, Epoch(1), "user")
+    assert seen.commands == 8 * ["EVALSHA"]
+
+
+# work that does not grow
+
+
+async def test_a_heartbeat_does_not_grow_with_what_is_held(server: RedisServer, stage: Stage):
+    incarnation = await stage.node(ttl_s=LONG_S)
+
+    async def beat(number: int) -> dict[str, int]:
+        server.forget_calls()
+        await stage.store.renew(incarnation, number, f"nonce {number}", LONG_S, Load(owned=number))
+        return {name: calls for name, calls in server.calls().items() if not name.startswith(("config", "info"))}
+
+    holding_nothing = await beat(0)
+    claims = [stage.claiming(f"held {n}", incarnation, create=CREATION) for n in range(300)]
+    assert all(isinstance(answer, Held) for answer in await stage.store.claim_all(claims))
+    assert await beat(1) == holding_nothing == {"evalsha": 1, "hmget": 1, "time": 1, "hset": 1}
+
+
+async def test_an_idle_sweep_does_not_grow_with_what_is_stored(server: RedisServer, stage: Stage):
+    me = await stage.node(ttl_s=LONG_S)
+
+    async def sweep() -> tuple[list[str], dict[str, int]]:
+        server.forget_calls()
+        with Watched(server) as seen:
+            await stage.store.nodes()
+            assert (await stage.store.wanted(me, [AGENT], None, 64)).items == ()
+        indexes = {name: calls for name, calls in server.calls().items() if name[0] in "zhx"}
+        return sorted(seen.commands), indexes
+
+    empty = await sweep()
+    assert empty[0] == sorted(["ZRANGE", "TIME", "ZUNION", "HGETALL", "EVALSHA", "ZRANGE"])
+    for n in range(100):
+        await stage.conversation()
+        held = expect(Held, await stage.store.claim(stage.claiming(f"held {n}", me, create=CREATION)))
+        await stage.store.append(Append(held.lease, 1, held.record.head, (), IDLE))
+    assert await sweep() == empty
+
+
+async def test_a_list_costs_its_page(server: RedisServer, stage: Stage):
+    for _ in range(200):
+        await stage.conversation()
+    server.forget_calls()
+    page = await stage.store.list(Filters(), None, 10)
+    assert (len(page.items), server.calls()["hgetall"]) == (10, 10)
+    assert server.calls()["zrangebyscore"] == 64, "one look at each partition"
+
+
+async def test_reading_on_costs_what_is_new(server: RedisServer, stage: Stage):
+    """However long the journal is, and however many owners it had."""
+    writer = await stage.owned()
+    conversation = writer.lease.conversation
+    for _ in range(20):
+        await writer.append(*(note() for _ in range(50)))
+        await writer.release(settle=Settle(runnable=False))
+        writer = await stage.claim(conversation, writer.lease.incarnation)
+    head = (await stage.record(conversation)).head
+    for after in (0, 1, head // 2, head - 10):
+        server.forget_calls()
+        reading = expect(Reading, await stage.store.read(conversation, after, 10))
+        assert [e.seq for e in reading.events] == list(range(after + 1, after + 11))
+        calls = server.calls()
+        assert (calls["evalsha"], calls["xrange"], calls["zrevrangebyscore"]) == (1, 1, 1)
+
+
+# travelling together
+
+
+@asynccontextmanager
+async def proxy(server: RedisServer) -> AsyncIterator[tuple[int, list[int]]]:
+    """A way to the server on which every write is seen: its port, and how many bytes came at once."""
+    sizes: list[int] = []
+
+    async def passed_on(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        upstream, to_upstream = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def forth() -> None:
+            while data := await client.read(1 << 20):
+                sizes.append(len(data))
+                to_upstream.write(data)
+            to_upstream.close()
+
+        async def back() -> None:
+            while data := await upstream.read(1 << 20):
+                to_client.write(data)
+            to_client.close()
+
+        with suppress(OSError):
+            await asyncio.gather(forth(), back())
+
+    async with await asyncio.start_server(passed_on, "127.0.0.1", 0, limit=1 << 22) as listening:
+        yield listening.sockets[0].getsockname()[1], sizes
+
+
+async def test_what_is_asked_at_once_travels_together(server: RedisServer):
+    async with proxy(server) as (port, sizes):
+        url = f"redis://127.0.0.1:{port}/0?prefix={redis_servers.prefix()}"
+        async with redis_servers.stage_on(url) as stage:
+            writers = [await stage.owned() for _ in range(40)]
+            sizes.clear()
+            answers = await asyncio.gather(*(stage.store.append(writer.batch(note())) for writer in writers))
+            assert all(isinstance(answer, Appended) for answer in answers)
+            assert len(sizes) <= 4, f"40 appends of as many tasks came in {len(sizes)} pieces"
+
+
+# the same request twice, and a server that has forgotten the scripts
+
+
+class Unsent:
+    """Requests that are held back: what would have gone over the wire."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    async def of(self, act: Awaitable[object]) -> tuple[str | int, ...]:
+        """The command of a request, which is not sent."""
+        seen: list[tuple[str | int, ...]] = []
+
+        async def held_back(_: Servers, tag: str, call: Call, *rest: object, durable: bool = True) -> None:
+            seen.append(call.command())
+            raise StoreUnavailableError("held back")
+
+        with self._monkeypatch.context() as patched:
+            patched.setattr(Servers, "run", held_back)
+            with pytest.raises(StoreUnavailableError):
+                await act
+        (command,) = seen
+        return command
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> Unsent:
+    return Unsent(monkeypatch)
+
+
+async def test_a_duplicate_evalsha_changes_nothing(server: RedisServer, stage: Stage, unsent: Unsent):
+    """Token and epoch, key, number and digest, beat: each script recognises its own repetition."""
+    writer = await stage.owned()
+    conversation, me = writer.lease.conversation, writer.lease.incarnation
+
+    async def twice(act: Awaitable[object]) -> list[bytes]:
+        command = await unsent.of(act)
+        first = server.told(*command)
+        before = await stage.record(conversation), await stage.journal(conversation)
+        second = server.told(*command)
+        assert (await stage.record(conversation), await stage.journal(conversation)) == before
+        return [first[0], second[0]]
+
+    store = stage.store
+    assert await twice(store.renew(me, 0, "nonce", LONG_S, Load())) == [b"granted", b"granted"]
+    assert await twice(stage.submit(conversation)) == [b"accepted", b"duplicate"]
+    assert await twice(store.append(writer.batch(note(), settle=OPEN))) == [b"appended", b"repeated"]
+    writer.number, writer.seen = 1, 4
+    assert await twice(store.release(writer.farewell())) == [b"released", b"released"]
+    assert await twice(store.claim(stage.claiming(conversation, me, 1))) == [b"held", b"held"]
+    assert await twice(store.amend(conversation, 1, {"settings": {"a": 1}})) == [b"amended", b"stale"]
+    assert await twice(store.bury(me, Death.EXITED)) == [b"buried", b"buried"]
+    (node,) = await store.nodes()
+    assert (node.incarnation, node.beat) == (IncarnationId(me), 1)
+    command = await unsent.of(store.delete(conversation, Epoch(2), "user"))
+    assert [server.told(*command) for _ in range(2)] == 2 * [[b"deleted", b"3"]]
+
+
+async def test_a_server_that_forgot_the_scripts_is_told_them_again(server: RedisServer, stage: Stage):
+    writers = [await stage.owned() for _ in range(10)]
+    server.told("SCRIPT", "FLUSH")
+    answers = await stage.store.append_all([writer.batch(note()) for writer in writers])
+    assert all(isinstance(answer, Appended) for answer in answers)
+    for writer in writers:
+        assert (await stage.kinds(writer.lease.conversation)).count("note") == 1
+
+
+async def test_noscript_in_the_middle_of_a_pipeline_leaves_no_gap(server: RedisServer, stage: Stage, unsent: Unsent):
+    """The first batch meets NOSCRIPT, the second finds the script loaded: the exact numbers refuse it (C4)."""
+    writer = await stage.owned()
+    first = await unsent.of(stage.store.append(writer.batch(note("one"))))
+    second = await unsent.of(stage.store.append(replace(writer.batch(note("two")), number=2)))
+    server.told("SCRIPT", "FLUSH")
+    assert str(server.say(*first)).startswith("NOSCRIPT")
+    server.told("SCRIPT", "LOAD", script("append").text)
+    assert [server.say(*one)[0] for one in (second, first, second)] == [b"fenced", b"appended", b"appended"]
+    notes = [e.text for e in await stage.journal(writer.lease.conversation) if e.kind == "note"]
+    assert notes == ["one", "two"]
