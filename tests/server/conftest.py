@@ -219,10 +219,11 @@ class ByHand:
 class Cluster:
     """Nodes on one disk, and what a client reaches of them."""
 
-    def __init__(self, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, stack: contextlib.AsyncExitStack, open_store: Callable[[], Any] | None = None) -> None:
         self.stack = stack
         self.disk = Disk()
-        self.store = MemoryStore(self.disk)
+        self.open_store = open_store or (lambda: MemoryStore(self.disk))
+        self.store = self.open_store()
         self.provider = Nowhere()
         self.apps: dict[str, Any] = {}
         self.nodes: dict[str, Node] = {}
@@ -231,7 +232,7 @@ class Cluster:
 
     async def node(self, name: str = "n1", bounds: Bounds = QUICK, **settings: Any) -> Any:
         """A living node's app."""
-        self.stores[name] = Unsteady(MemoryStore(self.disk))
+        self.stores[name] = Unsteady(await self.stack.enter_async_context(self.open_store()))
         config = Config(node=name, address=f"http://{name}", ttl_s=10, sweep_s=0.1, drain_s=1, **settings)
         agents = {"parrot": self.parrot}
         node = Node(self.stores[name], agents, provider=self.provider, config=config)

@@ -24,9 +24,9 @@ ROUTES = {
     "interrupt": ("POST", "/conversations/c1/interrupt", {}, ["user_id", "wait_s"], ["Idempotency-Key"]),
     "stop": ("POST", "/conversations/c1/stop", {"queue": True}, ["user_id", "wait_s"], ["Idempotency-Key"]),
     "answer": ("POST", "/conversations/c1/answer", {"text": "x"}, ["user_id", "wait_s"], ["Idempotency-Key"]),
-    "start": ("POST", "/conversations/c1/start", {}, ["user_id", "here"], ["Idempotency-Key"]),
+    "start": ("POST", "/conversations/c1/start", {}, ["user_id", "here", "wait_s"], ["Idempotency-Key"]),
     "takeover": ("POST", "/conversations/never/takeover", {}, ["user_id"], []),
-    "drain": ("POST", "/nodes/nobody/drain", None, [], []),
+    "drain": ("POST", "/nodes/nobody/drain", {}, [], []),
     "nodes": ("GET", "/nodes", None, [], []),
 }
 WITH_BODY = [name for name, route in ROUTES.items() if route[2] is not None]
@@ -143,7 +143,9 @@ async def test_bodies_that_are_no_object(tried, route, content):
     method, path, _, _, _ = ROUTES[route]
     try:
         value = json.loads(content)
-        fine = isinstance(value, dict) or (value is None and route in ("interrupt", "stop", "start", "takeover"))
+        fine = isinstance(value, dict) or (
+            value is None and route in ("interrupt", "stop", "start", "takeover", "drain")
+        )
     except (ValueError, RecursionError):
         fine = False
     await tried(method, path, content=content, headers={"Content-Type": "application/json"}, must_fail=not fine)

@@ -220,13 +220,14 @@ async def test_start_here_names_the_owner_that_is_elsewhere(cluster):
     }
 
 
-async def test_a_start_whose_wait_ends_first_is_accepted(cluster):
+@pytest.mark.parametrize("by_default", [True, False])
+async def test_a_start_whose_wait_ends_first_is_accepted(cluster, by_default):
     from tenure.server import Bounds
 
-    await cluster.node("n1", Bounds(start_wait_s=0.1, poll_s=0.05))
+    await cluster.node("n1", Bounds(start_wait_s=0.1 if by_default else 60, poll_s=0.05))
     http = await cluster.http("n1")
     await cluster.by_hand("c1")
-    answer = await http.post("/conversations/c1/start")
+    answer = await http.post("/conversations/c1/start", params={} if by_default else {"wait_s": 0})
     assert answer.status_code == 202
     assert answer.json() == {"conversation_id": "c1", "status": "queued", "epoch": 0, "owner": None, "here": False}
     assert (await http.get("/conversations/c1")).json()["last_seq"] == 2, "the wish is durable"

@@ -162,6 +162,33 @@ async def test_an_owner_that_died_owns_nothing(cluster, http, eventually):
     assert (await eventually(buried))["status"] == "queued", "never running without a living owner"
 
 
+async def test_every_node_tells_the_same_also_while_the_owner_is_dead(cluster, eventually):
+    """G8, R16: without a claim; nobody's reading changes anything."""
+    nodes = [await cluster.http(name) for name in ("n1", "n2", "n3")]
+    owner = await cluster.by_hand("c1", title="A title")
+    await nodes[0].post("/conversations/c1/messages", json={"text": "x"})
+    await owner.claim()
+
+    async def told(path):
+        answers = [(await http.get(path)).json() for http in nodes]
+        for answer in answers:
+            if answer.get("owner"):
+                answer["owner"].pop("expires_in_s")
+        return answers
+
+    for state in ("alive", "dead"):
+        before = cluster.contents()
+        for path in ("/conversations/c1", "/conversations/c1/events", "/conversations?user_id=nobody"):
+
+            async def alike(path=path):
+                first, *others = await told(path)
+                return others == [first, first]
+
+            assert await eventually(alike), (state, path)
+        assert cluster.contents() == before
+        await cluster.store.bury(owner.incarnation, "exited")
+
+
 async def test_change_title_metadata_and_settings(http):
     await http.post("/conversations", json={"id": "c1", "title": "old", "metadata": {"a": 1}})
     changed = await http.patch("/conversations/c1", json={"title": "new"})

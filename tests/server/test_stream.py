@@ -107,6 +107,23 @@ async def test_a_live_journal_is_followed_through_cuts_after_each_event(cluster,
     assert got == journal
 
 
+async def test_a_live_journal_is_followed_in_one_connection(cluster, said):
+    """Every append by itself, and more of them than one reading takes."""
+    url = await cluster.serve("n2")
+    owner = await cluster.by_hand("c1")
+    await owner.claim()
+    async with opened(url, said) as events:
+        got = await take(events, owner.state.seq)
+        for number in range(40):
+            await owner.append(Draft("note", {"n": number}))
+            if number % 3 == 0:
+                got += await take(events, owner.state.seq - len(got))
+        await owner.append(*(Draft("note", {"n": number}) for number in range(100)))
+        got += await take(events, owner.state.seq - len(got))
+    journal = (await owner.store.read("c1")).events
+    assert [one.data for one in got] == [event.as_json() for event in journal]
+
+
 async def test_the_header_wins_over_the_query(cluster, said):
     journal = await a_journal(cluster, turns=1)
     url = await cluster.serve("n1")

@@ -178,14 +178,20 @@ class Client:
         """Answer what a turn waits for."""
         return await self._command(conversation_id, "answer", {"ask": ask}, key, wait_s, always={"answer": answer})
 
-    async def start(self, conversation_id: str, *, here: bool = False, key: str | None = None) -> LoopInfo:
-        """Ask for a live loop, whoever owns it. With `here`, at the node that is asked, or not at all.
+    async def start(
+        self, conversation_id: str, *, here: bool = False, key: str | None = None, wait_s: float = 15
+    ) -> LoopInfo:
+        """Ask for a live loop, whoever owns it, and wait so long for it. With `here`, at the node that is asked, or not
+        at all.
 
         :raises ConversationOwnedElsewhereError: `here`, and another node owns it.
         """
-        body, params = {"key": key or _new_key()}, {"here": "true" if here else None}
-        path = f"{path_of(conversation_id)}/start"
-        answer = await self._ask("POST", path, body=body, params=params, of=conversation_id, wait_s=15, again=not here)
+        body, path = {"key": key or _new_key()}, f"{path_of(conversation_id)}/start"
+        params = {"here": "true"} if here else {"wait_s": wait_s}
+        asked_to_wait_s = 120 if here else wait_s
+        answer = await self._ask(
+            "POST", path, body=body, params=params, of=conversation_id, wait_s=asked_to_wait_s, again=not here
+        )
         return loop_info_of(answer.json(), ready=answer.status_code == 200)
 
     async def takeover(self, conversation_id: str) -> LoopInfo:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast, final
 from fastapi import Response
 
 from tenure.server.problems import Problem
-from tenure.server.wire import NodeInPath, json_reply
+from tenure.server.wire import Empty, NodeInPath, json_reply
 
 if TYPE_CHECKING:
     from tenure.abc import NodeRecord
@@ -26,7 +26,7 @@ class Cluster:
         """Every incarnation that is not buried, oldest first."""
         return json_reply(200, [_shape(record) for record in await self.node.store.nodes() if not record.dead])
 
-    async def drain(self, node: NodeInPath) -> Response:
+    async def drain(self, node: NodeInPath, body: Empty | None = None) -> Response:
         """Ask a node to drain, through any node: it finishes or hands over what it holds, and leaves."""
         asked = await self.node.request_drain(node)
         if asked == 0:

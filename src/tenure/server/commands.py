@@ -129,11 +129,10 @@ class Commands:
 
     async def start(
         self, conversation: InPath, body: Nothing | None = None,
-        user_id: ForUser = None, here: bool = False, key: KeyHeader = None,
+        user_id: ForUser = None, here: bool = False, wait_s: WaitS = None, key: KeyHeader = None,
     ) -> Response:  # fmt: skip
-        """Ask for a live agent loop, whoever owns it. The wish is durable: it outlives this request and this node.
-
-        With `here`, on this node or not at all.
+        """Ask for a live agent loop, whoever owns it, and wait for it (15 s). The wish is durable: it outlives this
+        request and this node. With `here`, on this node or not at all.
         """
         body = body or Nothing()
         user = the_user(user_id, body.user_id)
@@ -143,7 +142,8 @@ class Commands:
         if here:
             return json_reply(200, (await self.node.maybe_start_agent_loop(conversation)).as_json())
         submitted = accepted(conversation, await self.node.submit(Submit(conversation, command)))
-        return await self._started(conversation, submitted.seq)
+        wait_s = self.bounds.start_wait_s if wait_s is None else wait_s
+        return await self._started(conversation, submitted.seq, wait_s)
 
     async def takeover(self, conversation: InPath, body: Body | None = None, user_id: ForUser = None) -> Response:
         """Make this node the owner by force, if nobody else claims it meanwhile."""
@@ -207,12 +207,12 @@ class Commands:
             after = reading.events[-1].seq
         return list(kept), truncated
 
-    async def _started(self, conversation: str, seq: int) -> Response:
+    async def _started(self, conversation: str, seq: int, wait_s: float) -> Response:
         """200 as soon as a living owner's loop has started; 202 when the wait ends first."""
         settlement = Settlement(self.node.store, conversation, seq)
         async with self.watches.watch(conversation) as watch:
             try:
-                async with asyncio.timeout(self.bounds.start_wait_s):
+                async with asyncio.timeout(wait_s):
                     started = await self._wait_for_loop(watch, settlement)
             except TimeoutError:
                 started = False

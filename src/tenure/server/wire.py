@@ -76,10 +76,14 @@ type Metadata = Annotated[JsonBody, AfterValidator(_small)]
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
-class Body(BaseModel):
-    """A request's body: no unknown fields, no conversions. `user_id` here is as good as in the query."""
+class Empty(BaseModel):
+    """``{}`` or no body at all. No body has unknown fields, and nothing in it is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Body(Empty):
+    """A body about a conversation; `user_id` here is as good as in the query."""
 
     user_id: Name | None = None
 
