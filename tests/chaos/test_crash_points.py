@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from world import World, world
 
-START = [f"{moment}:{kind}" for kind in ("claimed", "runtime_requested", "runtime_ready") for moment in ("before", "after")]
+START = [
+    f"{moment}:{kind}" for kind in ("claimed", "runtime_requested", "runtime_ready") for moment in ("before", "after")
+]
 TURN = [
     f"{moment}:{kind}"
     for kind in ("turn_started", "call_started", "tool", "call_finished", "reply", "turn_completed")

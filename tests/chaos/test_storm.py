@@ -21,7 +21,9 @@ async def test_a_storm_of_starts_runs_one_loop_each(tmp_path):
 
         async def start(conversation: str, node, n: int) -> tuple[int, str, int | None]:
             here = {"here": "true"} if n % 2 else {}
-            reply = await one.http.post(f"{node.url}/conversations/{conversation}/start", params=here, json={}, timeout=60)
+            reply = await one.http.post(
+                f"{node.url}/conversations/{conversation}/start", params=here, json={}, timeout=60
+            )
             body = reply.json()
             return reply.status_code, body.get("code", ""), body.get("epoch")
 

@@ -29,7 +29,9 @@ PATIENCE_S = 60.0
 class World:
     """A cluster of processes in a folder of its own."""
 
-    def __init__(self, folder: Path, *, ttl_s: float = 2.0, drain_s: float = 5.0, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, ttl_s: float = 2.0, drain_s: float = 5.0, options: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         self.store_url = f"sqlite:///{folder}/tenure.db"
         self.effects_file = folder / "effects.jsonl"

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, final
@@ -106,9 +105,7 @@ class Witness:
 
 
 def watch(open_store: Callable[[str], Store]) -> None:
-    """The child's side: read the brief from standard input, wait for the end, bury."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """The child's side: read the brief from standard input, wait for the end, bury. Signals are ignored already."""
     brief = json.loads(sys.stdin.buffer.readline())
     asyncio.run(_watch(open_store(brief["url"]), IncarnationId(brief["incarnation"]), int(brief["pidfd"])))
 

@@ -49,9 +49,19 @@ async def look(conversation: str, idempotency_key: str) -> str:
     return "seen"
 
 
+def fork(seconds: float) -> None:
+    """What multiprocessing does: a copy of the node's process, with all its descriptors, that outlives it."""
+    if os.fork() == 0:
+        note(tool="forked", key="", conversation="")
+        time.sleep(seconds)
+        os._exit(0)
+
+
 async def agent(turn):
     for message in turn.messages:
         order = message.content if isinstance(message.content, dict) else {}
+        if "fork_s" in order:
+            fork(order["fork_s"])
         if "sleep_s" in order:
             await asyncio.sleep(order["sleep_s"])
         if "block_s" in order:
