@@ -62,6 +62,8 @@ class Servers:
         self._connecting: dict[tuple[Endpoint, Lane], asyncio.Lock] = {}
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._closed = False
+        self.opened = False
+        """The store was found fit; from then on a refused login is an outage."""
 
     @property
     def is_cluster(self) -> bool:
@@ -176,6 +178,8 @@ class Servers:
             try:
                 link = await self.link(endpoint, wait=self.address.wait if lane is Lane.WRITES else 0)
             except StoreUnfitError as error:
+                if not self.opened:
+                    raise
                 raise StoreUnavailableError(str(error)) from error
             if self._closed:
                 await link.close()

@@ -111,6 +111,7 @@ class RedisStore(Store):
         try:
             self.weakened = await examine(servers)
             self._opened = self._put_together(servers, await self._keyspace(servers))
+            servers.opened = True
         except BaseException:
             await servers.close()
             raise
