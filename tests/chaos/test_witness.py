@@ -118,9 +118,11 @@ async def test_c15_a_writer_frozen_inside_a_transaction_stalls_writers_not_reade
             [
                 sys.executable,
                 "-c",
-                "import sqlite3, sys, time\n"
-                "db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
-                "db.execute('BEGIN IMMEDIATE'); print('held', flush=True); time.sleep(600)\n",
+                (
+                    "import sqlite3, sys, time\n"
+                    "db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+                    "db.execute('BEGIN IMMEDIATE'); print('held', flush=True); time.sleep(600)\n"
+                ),
                 str(tmp_path / "tenure.db"),
             ],
             stdout=subprocess.PIPE,
