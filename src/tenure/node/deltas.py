@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.deltas")
 
 BUFFERED = 256
+MERGED_CHARS = 4096
 PAUSE_S = 0.02
 
 
@@ -31,8 +32,9 @@ class Deltas:
 
     def hand(self, body: JsonObject) -> None:
         """Take one; the oldest falls out when nobody keeps up. Text joins the text before it."""
-        if self._waiting and set(self._waiting[-1]) == set(body) == {"text"}:
-            self._waiting[-1] = {"text": f"{self._waiting[-1]['text']}{body['text']}"}
+        last: JsonObject = self._waiting[-1] if self._waiting else {}
+        if set(last) == set(body) == {"text"} and len(str(last["text"])) < MERGED_CHARS:
+            self._waiting[-1] = {"text": f"{last['text']}{body['text']}"}
         else:
             self._waiting.append(body)
         self._handed.set()

@@ -13,7 +13,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
+from tenure.abc import About, NodeRecord, Refused, Submit, Submitted, TooLarge
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
@@ -25,6 +25,7 @@ from tenure.errors import (
     StoreUnavailableError,
     UnknownConversationError,
 )
+from tenure.journal import canonical
 from tenure.lease import Epoch, IncarnationId, new_incarnation
 from tenure.node import initiation
 from tenure.node.claimer import Claimer
@@ -48,7 +49,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.node")
 
 SUBMIT_TRIES = 4
+SUBMIT_S = 3.0
+"""A store that has not answered for this long is out: the caller hears it, and tries again."""
 DIRECTORY_S = 0.2
+ANSWER_FRAME = 4096
+"""What an event takes beside the answer that it carries; the name of a question is bounded."""
 CLOSE_S = 8.0
 """How long what is cancelled may take to end."""
 
@@ -243,7 +248,7 @@ class Node:
         assert self.store.url is not None, "asked by `possible`"
         witness = Witness(self.store.url, incarnation.id)
         try:
-            await witness.keep(self.config.ttl_s / 3)
+            await witness.keep(min(1.0, self.config.ttl_s / 3))
         finally:
             await asyncio.shield(self.tasks.start(witness.dismiss(), "dismiss the witness"))
 
@@ -301,11 +306,14 @@ class Node:
 
         :raises StoreUnavailableError: no answer; repeat it unchanged, the key deduplicates.
         """
+        if (large := self._too_large_an_answer(request)) is not None:
+            return large
+        began = self.clock.boottime()
         for attempt in range(SUBMIT_TRIES):
             try:
                 answer = await self.store.submit(request)
             except StoreUnavailableError:
-                if attempt == SUBMIT_TRIES - 1:
+                if attempt == SUBMIT_TRIES - 1 or self.clock.boottime() - began > SUBMIT_S:
                     raise
                 await asyncio.sleep(0.02 * 2**attempt * self.rng.uniform(0.5, 1.5))
                 continue
@@ -313,6 +321,14 @@ class Node:
                 self._heard(request.conversation)
             return answer
         raise AssertionError("unreachable")
+
+    def _too_large_an_answer(self, request: Submit) -> TooLarge | None:
+        """An answer stands in the journal twice, the second time inside of ``turn_resumed``: that one must fit, too."""
+        if request.command is None or request.command.kind != "answer":
+            return None
+        limit = max(self.store.limits.event_bytes - ANSWER_FRAME, 0)
+        size = len(canonical(request.command.body).encode())
+        return TooLarge(0, size, limit) if size > limit else None
 
     def _heard(self, conversation_id: str) -> None:
         incarnation = self._incarnation

@@ -25,6 +25,7 @@ OF_LOOPS = frozenset({"call_started", "call_finished", "call_restarted", "call_i
 """The kinds of the core that a loop writes itself."""
 
 STATUS_CHARS = 200
+ASK_CHARS = 200
 
 
 @final
@@ -139,6 +140,8 @@ class LiveTurn:
             raise
 
     async def ask(self, ask: str, body: Json) -> Json:
+        if len(ask) > ASK_CHARS:
+            raise InvalidInputError("ask", f"is a name of {len(ask)} characters, above {ASK_CHARS}", "shorten it")
         turn = self._tenure.fold.turn
         answer: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
         self._answers[ask] = answer
