@@ -123,11 +123,11 @@ async def test_signals_are_kept_for_a_while_only_and_who_is_further_behind_is_to
         async with reader.follow([C1]) as hints:
             await asyncio.gather(*(writer.publish(lease, {"n": number}) for number in range(50)))
             told = await take(hints, 1)
-            while told[-1].delta != {"n": 49}:
+            while not told[-1].lapsed:
                 told += await take(hints, 1)
-        assert Hint(C1, "c1", lapsed=True) in told
-        assert [hint.delta for hint in told[-5:]] == [{"n": number} for number in range(45, 50)]
-        assert len(told) < 50
+            assert told[-1] == Hint(C1, "c1", lapsed=True)
+            await writer.publish(lease, {"n": 50})
+            assert (await take(hints, 1))[0].delta == {"n": 50}
     assert len(look(tmp_path / "t.db", "SELECT * FROM signals")) == 5
 
 
@@ -170,17 +170,6 @@ async def test_when_the_file_is_moved_away_followers_are_told_to_look(tmp_path: 
         async with store.follow([WANTED]) as hints:
             await asyncio.to_thread((tmp_path / "t.db").rename, tmp_path / "old.db")
             assert await take(hints, 1) == [Hint(WANTED, lapsed=True)]
-
-
-async def test_many_changes_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hinting, "AT_ONCE", 7)
-    async with store_in(tmp_path) as writer, store_in(tmp_path) as reader:
-        names = [f"c{number}" for number in range(50)]
-        async with reader.follow([Topic(Topic.CONVERSATION, name) for name in names]) as hints:
-            await writer.submit_all([message(name, "k") for name in names])
-            heard: set[str | None] = set()
-            while heard < set(names):
-                heard |= {hint.conversation for hint in await take(hints, 1)}
 
 
 async def test_a_follower_that_comes_later_hears_too(tmp_path: Path):

@@ -21,7 +21,7 @@ from sqlite_support import (
     write_lock_held,
 )
 
-from tenure.abc import Accepted, Append, Appended, Fenced, Limits, Reading, Repeated, Sent, Topic
+from tenure.abc import Accepted, Append, Appended, Creation, Fenced, Limits, Reading, Repeated, Sent, Submit, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.journal import Draft
 from tenure.lease import Lease
@@ -68,6 +68,26 @@ async def test_each_has_its_own_answer(tmp_path: Path):
         assert kinds == [Appended, Repeated, ValueError, UnicodeEncodeError, Fenced, Fenced, Appended]
         assert [len(await journal(store, f"c{i}")) for i in range(4)] == [3, 3, 2, 3]
         await append(store, batch(leases[2], 1))
+
+
+async def test_a_value_that_only_the_database_refuses_harms_its_own_request_alone(tmp_path: Path):
+    """Such a value is met when all is written at the end, and belongs to nobody there."""
+    async with store_in(tmp_path) as store:
+        bad = Submit("bad", None, Creation(default_agent="agent", title="\ud800"))
+        answers = await asyncio.gather(
+            *(store.submit(message(f"c{i}", "k")) for i in range(10)),
+            store.submit(bad),
+            store.submit(message("new", "\ud800")),
+            *(store.submit(message(f"c{i}", "k")) for i in range(10, 20)),
+            return_exceptions=True,
+        )
+        assert [type(answer).__name__ for answer in answers] == [
+            *["Accepted"] * 10,
+            "UnicodeEncodeError",
+            "UnicodeEncodeError",
+            *["Accepted"] * 10,
+        ]
+        assert (await store.records(["bad", "new", "c5"]))[:2] == [None, None]
 
 
 async def test_requests_for_one_conversation_see_each_other(tmp_path: Path):

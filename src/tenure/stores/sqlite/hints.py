@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Hint, Topic
-from tenure.errors import StoreUnavailableError
+from tenure.errors import StoreError
 from tenure.stores.sqlite import statements as sql
 from tenure.stores.sqlite.busy import is_busy
 from tenure.stores.sqlite.thread import AwaitableThread
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 QUEUE = 1000
 """How many hints wait for one follower; then the oldest is dropped and the next one says so."""
-AT_ONCE = 1000
-"""How many changed conversations are read at once."""
 BRISK_S = 0.002
 QUIET_S = 0.02
 
@@ -116,8 +114,9 @@ class Hints:
 
     def nudge(self) -> None:
         """There is something new: look now. From any thread."""
-        if self._poller is not None:
-            self._poller.nudge()
+        poller = self._poller
+        if poller is not None:
+            poller.nudge()
 
     async def close(self) -> None:
         """End every stream and the thread."""
@@ -153,7 +152,7 @@ class Poller:
     def _run(self) -> None:
         while not self._closing:
             # After an error (no room, say) the connection is not trusted: open another and tell that hints lapsed.
-            with suppress(sqlite3.Error, OSError, StoreUnavailableError), closing(self._file.open()) as connection:
+            with suppress(sqlite3.Error, OSError, StoreError), closing(self._file.open()) as connection:
                 self._watch(connection)
             if not self._closing:
                 self._let_in()  # looking will say what is wrong
@@ -187,12 +186,12 @@ class Poller:
             since, self._seen = self._seen, changes
             if since is None or since == changes:
                 return
-            if since > changes or changes - since > SIGNALS_KEPT:
+            if not 0 <= changes - since <= SIGNALS_KEPT:
                 self._tell_lapsed()
+                return
             found = [(change, self._of_signal(*rest)) for change, *rest in connection.execute(sql.SIGNALS, (since,))]
-            while some := connection.execute(sql.CHANGED, (since, AT_ONCE)).fetchall():
-                found += [(change, hint) for change, *rest in some for hint in self._of_conversation(*rest)]
-                since = some[-1][0]
+            for change, *rest in connection.execute(sql.CHANGED, (since,)):
+                found += [(change, hint) for hint in self._of_conversation(*rest)]
         finally:
             connection.execute("ROLLBACK")
         for _, hint in sorted(found, key=lambda one: one[0]):

@@ -25,12 +25,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GROUP = 100
-"""How many requests travel in one transaction: bounds how long the write lock is held."""
+"""How many requests travel in one writing transaction: bounds how long the write lock is held."""
 QUEUE = 2000
 """How many jobs wait for a lane; the next caller waits before the queue."""
 
-_OF_THE_JOB = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError, sqlite3.IntegrityError)
-"""What SQLite says when it cannot take a value: the fault of the one job that brought it."""
+_BAD_VALUE = (
+    ValueError,
+    OverflowError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+)
+"""What is raised when SQLite cannot take a value: the fault of the one job that brought it."""
 
 
 class Unit(Protocol):
@@ -68,7 +75,8 @@ class Lane[U: Unit]:
         self, name: str, open_unit: Callable[[], U], path: Path, timeout_s: float, gate: Gate | None = None
     ) -> None:
         self._open_unit = open_unit
-        self._gate = gate or Gate()
+        self._gate = gate  # before the write lock; reading needs none, and gains nothing from company
+        self._most = GROUP if gate else 1
         self._path = path
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
@@ -109,35 +117,41 @@ class Lane[U: Unit]:
             first, self._held = self._held or self._queue.get(), None
             if first is None:
                 break
-            held_s = self._serve([first])
-            if self._held is not None or not self._queue.empty():
-                courtesy(held_s)
+            self._serve([first])
         self._close_unit()
 
-    def _serve(self, group: list[_Item]) -> float:
-        """Do what waits, and answer; for how many seconds that kept others from the lock."""
+    def _serve(self, group: list[_Item]) -> None:
+        """Do what waits, and answer."""
         self._join(group)
-        arrived = entered = time.perf_counter()
-        if self._gate.enter(self._timeout_s):
-            entered = time.perf_counter()
-            try:
-                answers = self._persist(group, entered - arrived)
-            finally:
-                self._gate.leave()
-        else:
-            answers = self._unanswered(group, TimeoutError("its other threads did not get through either"))
-        self._thread.call_soon(self._hand_out, answers)
-        return time.perf_counter() - entered
+        if self._gate is None:
+            self._answer(self._persist(group))
+            return
+        arrived = time.perf_counter()
+        if not self._gate.enter(self._timeout_s):
+            self._answer(self._unanswered(group, TimeoutError("its other threads did not get through either")))
+            return
+        entered = time.perf_counter()
+        try:
+            answers = self._persist(group, entered - arrived)
+        finally:
+            self._gate.leave()
+        self._answer(answers)
+        if self._held is not None or not self._queue.empty():
+            courtesy(time.perf_counter() - entered)
 
-    def _persist(self, group: list[_Item], waited_s: float) -> list[tuple[_Item, Any]]:
+    def _persist(self, group: list[_Item], waited_s: float = 0.0, *, alone: bool = False) -> list[tuple[_Item, Any]]:
         """An answer for each: try until it is done, without those that fail by themselves."""
         failed: list[tuple[_Item, Any]] = []
         while True:
             try:
-                return failed + persist(lambda: self._attempt(group), self._timeout_s, waited_s)
+                return failed + persist(lambda: self._attempt(group, alone=alone), self._timeout_s, waited_s)
             except _JobFailed as one:
                 group.remove(one.item)
                 failed.append((one.item, one.error))
+            except _BAD_VALUE as error:  # seen only when all was written: whose value it is, each alone will show
+                if alone:
+                    return [(item, error) for item in group]
+                return failed + [answer for item in group for answer in self._persist([item], waited_s, alone=True)]
             except Exception as error:
                 self._close_unit()
                 self._join(group)  # whoever came meanwhile would wait as long again
@@ -146,7 +160,7 @@ class Lane[U: Unit]:
     def _join(self, group: list[_Item], *, durable: bool = True) -> None:
         """Let in who waits, up to the size of a group; a transaction that is not durable takes nothing that must be."""
         weight = sum(item.weight for item in group)
-        while weight < GROUP and self._held is None and not self._last:
+        while weight < self._most and self._held is None and not self._last:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
@@ -159,7 +173,7 @@ class Lane[U: Unit]:
                 group.append(item)
                 weight += item.weight
 
-    def _attempt(self, group: list[_Item]) -> list[tuple[_Item, Any]]:
+    def _attempt(self, group: list[_Item], *, alone: bool) -> list[tuple[_Item, Any]]:
         """One transaction: begin, decide, commit. Nothing is awaited and nobody is called back in between."""
         if all(item.answer.cancelled() for item in group):
             return [(item, None) for item in group]  # nobody waits for it any more
@@ -169,7 +183,8 @@ class Lane[U: Unit]:
         durable = any(item.durable for item in group)
         try:
             unit.begin(durable=durable)
-            self._join(group, durable=durable)
+            if not alone:
+                self._join(group, durable=durable)
             answers = [(item, _do(item, unit)) for item in group]
             unit.commit()
         except BaseException:
@@ -187,6 +202,9 @@ class Lane[U: Unit]:
             reason = f"it was locked for {self._timeout_s:g} s{by}; if that process is frozen, thaw or kill it"
         text = f"the store {self._path} did not answer: {reason}; repeat the request unchanged"
         return [(item, StoreUnavailableError(text)) for item in group]
+
+    def _answer(self, answers: list[tuple[_Item, Any]]) -> None:
+        self._thread.call_soon(self._hand_out, answers)
 
     def _hand_out(self, answers: list[tuple[_Item, Any]]) -> None:
         for item, answer in answers:
@@ -211,7 +229,7 @@ def _do(item: _Item, unit: Unit) -> Any:
         return None
     try:
         return item.job(unit)
-    except _OF_THE_JOB as error:
+    except _BAD_VALUE as error:
         raise _JobFailed(item, error) from error
     except sqlite3.Error:
         raise

@@ -65,7 +65,6 @@ def seal(
     created_no, row = found
     if row.record.deleted:
         return Deleted(row.record.epoch)
-    tx.flush()  # the conversation may be new in this very transaction
     old = tx.connection.execute(sql.SECRET, (created_no, name)).fetchone()
     if (old[1] if old else 0) != version:
         return Stale(rules.shown(row, tx.store_now))

@@ -136,7 +136,7 @@ UPDATE_COUNTERS: Final = "UPDATE meta SET changes = ?, created = ?"
 DATA_VERSION: Final = "PRAGMA data_version"
 
 CHANGED: Final = """
-SELECT change, id, head, wanted, owner FROM conversations WHERE change > ? ORDER BY change LIMIT ?
+SELECT change, id, head, wanted, owner FROM conversations WHERE change > ? ORDER BY change
 """
 INSERT_SIGNAL: Final = "INSERT INTO signals (change, topic, subject, delta) VALUES (?, ?, ?, ?)"
 TRIM_SIGNALS: Final = "DELETE FROM signals WHERE change <= ?"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 ROWS_IN_MEMORY = 1000
 SIGNALS_KEPT = 2000
-"""How many changes a signal outlives; a follower that is further behind is told that hints lapsed."""
+"""How many changes a signal outlives; who is further behind is told only that hints lapsed."""
 DELTA_BYTES = 1 << 16
 """A larger delta is lost: what must arrive belongs into the journal."""
 PAGES_BETWEEN_CHECKPOINTS = 1000
