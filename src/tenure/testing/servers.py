@@ -103,7 +103,7 @@ class RedisServer:
             "enable-debug-command": "local",
             **(options or {}),
         }
-        self._binary = binary or redis_binary()
+        self.binary = binary or redis_binary()
         self._arguments = arguments
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
@@ -121,19 +121,19 @@ class RedisServer:
         options = [part for name, value in self._settings.items() for part in (f"--{name}", *value.split(" "))]
         with self.log_file.open("ab") as log:
             self._child = subprocess.Popen(
-                [str(self._binary), *self._arguments, *options],
+                [str(self.binary), *self._arguments, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        until(self._answers, f"{self._binary.name} on port {self.port} takes commands")
+        until(self._answers, f"{self.binary.name} on port {self.port} takes commands")
         return self
 
     def _knows(self, setting: str) -> bool:
         """Settings that only newer servers have; from 7.0 on."""
         del setting
-        said = subprocess.run([str(self._binary), "--version"], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run([str(self.binary), "--version"], capture_output=True, text=True, check=True).stdout
         version = said.partition("v=")[2].split()[0]
         return int(version.partition(".")[0]) >= 7
 
@@ -258,10 +258,14 @@ class Console:
 
     def say(self, *command: str | int) -> Any:
         """Send a command; its reply, an error as a value."""
+        self.send(*command)
+        return self.hear()
+
+    def send(self, *command: str | int) -> None:
+        """Send a command, and do not wait for its reply."""
         parts = [str(part).encode() for part in command]
         packed = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._socket.sendall(b"*%d\r\n%b" % (len(parts), packed))
-        return self.hear()
 
     def hear(self) -> Any:
         """The next thing that the server says.
