@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -69,6 +70,17 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE
         if time.monotonic() > deadline:
             raise ServerFailedError(f"not within {patience_s:g} s: {what}")
         time.sleep(POLL_S)
+
+
+def _free_cluster_port() -> int:
+    """A port that is free together with the one 10,000 above it, both below those that the kernel hands out."""
+    for port in random.sample(range(11000, 22000), 100):
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            for probe, at in ((one, port), (other, port + 10000)):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", at))
+            return port
+    raise OSError("found no two free ports on 127.0.0.1")
 
 
 @final
@@ -320,7 +332,7 @@ class RedisCluster:
                     "cluster-node-timeout": "2000",
                 },
             )
-            for port in (free_port() for _ in range(size))
+            for port in (_free_cluster_port() for _ in range(size))
         ]
 
     def __enter__(self) -> Self:
