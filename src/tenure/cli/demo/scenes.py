@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STARTS_HERE = 2
 """How often each conversation is asked of each node at once to run *here*; and once to run wherever."""
 SILENCE_S = 1.0
-PROBE_S = 0.25
+PROBE_S, PROBES = 0.25, 20
 BEAT_S = 0.1
 GLANCE_S = 0.3
 LEAVE_S = 12.0
@@ -181,17 +181,18 @@ def _begin(stage: Stage, kind: str, victim: Mirror) -> Fault:
 async def _freeze_outside_of_a_transaction(stage: Stage, victim: Mirror, node: NodeProcess, store: Store) -> Fault:
     """A writer that is frozen inside a transaction of SQLite stalls the store for everybody until it is thawed: no
     promise covers that, and it is not what is shown here. So look whether the store takes a write."""
-    while True:
+    for attempt in range(1, PROBES + 1):
         fault = _begin(stage, "frozen", victim)
         node.freeze()
         with contextlib.suppress(TimeoutError, StoreError):
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(min(attempt * PROBE_S, TTL_S / 2)):
                 paper = await store.get_paper("demo", "probe")
                 await store.put_paper("demo", "probe", {}, 0 if paper is None else paper.version)
                 return fault
         node.thaw()
         stage.faults.remove(fault)
         await asyncio.sleep(BEAT_S)
+    raise TimeoutError(f"the store took no write in {PROBES} tries while {node.name} was frozen")
 
 
 async def _taken_over(stage: Stage, mirrors: Sequence[Mirror], fault: Fault) -> None:
