@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from tenure.abc import (
     AgentLoop,
@@ -30,7 +30,19 @@ from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Fold, Record, Status, fold, status
 from tenure.errors import StoreUnavailableError
-from tenure.journal import CallFinished, CallStarted, Command, Delivery, Draft, Event, Json, JsonObject, Policy, draft
+from tenure.journal import (
+    TURN_ENDS,
+    CallFinished,
+    CallStarted,
+    Command,
+    Delivery,
+    Draft,
+    Event,
+    Json,
+    JsonObject,
+    Policy,
+    draft,
+)
 from tenure.lease import IncarnationId, new_token
 from tenure.node import Node
 from tenure.stores.memory import Disk, MemoryStore
@@ -48,7 +60,7 @@ async def until[T](what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     while not (found := what()):
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"not within {patience_s:g} s: {inspect.getsource(what).strip()}")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.01)
     return found
 
 
@@ -518,9 +530,11 @@ class Cluster:
 
     def settled(self, seq: int, conversation: str = C) -> bool:
         """Whether the command's effect stands in the journal."""
-        return (
-            any(e.seq == seq and e.is_command for e in self.journal(conversation))
-            and seq not in self.fold(conversation).pending
+        return any(
+            e.body["command"] == seq
+            if e.kind == "command_settled"
+            else e.kind in TURN_ENDS and seq in cast("list[int]", e.body["commands"])
+            for e in reversed(self.journal(conversation))
         )
 
     def status(self, conversation: str = C) -> Status:

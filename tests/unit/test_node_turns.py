@@ -20,10 +20,10 @@ from node_support import (
     writes,
 )
 
-from tenure.abc import Hint, Topic, Turn
+from tenure.abc import Hint, Submit, TooLarge, Topic, Turn
 from tenure.conversation import Status, TurnState
 from tenure.errors import InvalidInputError, OwnershipLostError
-from tenure.journal import Draft, Event, Json, Policy
+from tenure.journal import Command, Delivery, Draft, Event, Json, Policy
 from tenure.lease import Epoch
 
 
@@ -371,13 +371,10 @@ async def test_an_answer_as_large_as_a_command_may_be(cluster: Cluster):
     node = await cluster.add(agent=Agent(on_turn=ask_first))
     said = await cluster.say(via=node)
     await until(lambda: cluster.status() is Status.WAITING)
-    largest = 1 << 20
-    while True:
-        try:
-            await cluster.command("answer", via=node, answer="x" * largest)
-            break
-        except AttributeError:  # too large: no seq
-            largest -= 4
+    asked = Command("answer", {"answer": "x" * (1 << 20)}, "too-large", Delivery.NOW)
+    refused = await node.ask(node.node.submit(Submit(C, asked)))
+    assert isinstance(refused, TooLarge)
+    await cluster.command("answer", via=node, answer="x" * (refused.limit - len('{"answer":""}')))
     await until(lambda: cluster.settled(said))
     assert cluster.events("start_failed") == []
 

@@ -181,6 +181,9 @@ class Tenure:
             if reading.snapshot is not None:
                 self.loop_state = reading.snapshot.loop
             snapshot = False
+            if reading.record.head < self.fold.seq:  # a fail-over: who reads on from here would miss what comes
+                self.lose("the store was rewound")
+                self.insist()
             self.fold = fold(self.fold, reading.events)
             if self.fold.epoch > self.lease.epoch:  # somebody else has claimed, and maybe let go again
                 self.lose(f"epoch {self.fold.epoch} was claimed")
