@@ -63,7 +63,7 @@ class Scope(NamedTuple):
     length: int
 
 
-SCOPES = [Scope(Policy.ENQUEUE, 2, 6), Scope(Policy.ENQUEUE, 3, 4), Scope(Policy.INTERRUPT, 2, 5)]
+SCOPES = [Scope(Policy.ENQUEUE, 2, 5), Scope(Policy.ENQUEUE, 3, 4), Scope(Policy.INTERRUPT, 2, 5)]
 
 
 def command(state: Fold, kind: str, delivery: Delivery, **body: Json) -> Event:

@@ -10,6 +10,7 @@ from tenure.abc import (
     Accepted,
     Append,
     Appended,
+    Claim,
     Death,
     Duplicate,
     Elsewhere,
@@ -25,7 +26,7 @@ from tenure.abc import (
 )
 from tenure.conversation import Fold, Settle, checked, fold, plan, settlement, turn_id
 from tenure.journal import CallFinished, CallStarted, Draft, LoopStarted, TurnCompleted, TurnStarted, draft
-from tenure.testing.store_suite.stage import AGENT, CREATION, command, expect, judge, message
+from tenure.testing.store_suite.stage import AGENT, CREATION, command, expect, judge, message, note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,27 @@ async def an_owner_writes_while_others_submit_and_read(stage: Stage) -> None:
     notes = [e for e in events if e.kind == "note"]
     assert [e.text for e in notes] == [f"{i // 2}" for i in range(32)]
     assert all(b.seq == a.seq + 1 for a, b in zip(notes[::2], notes[1::2], strict=True)), "a batch is in one piece"
+
+
+async def c6_an_append_beside_a_takeover(stage: Stage) -> None:
+    """It stands before the claim, or nowhere; and what the successor reads after its claim (C12) is all that there is."""
+    old, new = await stage.several(2)
+    for round_ in range(10):
+        writer, other = await stage.owned(), await stage.node()
+        conversation = writer.lease.conversation
+        batch, request = writer.batch(note()), stage.claiming(conversation, other, 1, forced=True)
+
+        async def take(request: Claim = request, conversation: str = conversation) -> Sequence[Event]:
+            expect(Held, await new.claim(request))
+            return expect(Reading, await new.read(conversation)).events
+
+        if round_ % 2:
+            answer, read = await asyncio.gather(old.append(batch), take())
+        else:
+            read, answer = await asyncio.gather(take(), old.append(batch))
+        written = ["note"] if isinstance(answer, Appended) else []
+        assert await stage.kinds(conversation) == ["created", "claimed", *written, "claimed"]
+        assert list(read) == await stage.journal(conversation)
 
 
 async def g4_a_storm_loses_nothing_and_doubles_nothing(stage: Stage) -> None:
