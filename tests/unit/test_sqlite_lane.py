@@ -21,7 +21,21 @@ from sqlite_support import (
     write_lock_held,
 )
 
-from tenure.abc import Accepted, Append, Appended, Creation, Fenced, Limits, Reading, Repeated, Sent, Submit, Topic
+from tenure.abc import (
+    Accepted,
+    Amended,
+    Append,
+    Appended,
+    Creation,
+    Fenced,
+    Limits,
+    Reading,
+    Repeated,
+    Sent,
+    Stale,
+    Submit,
+    Topic,
+)
 from tenure.errors import StoreUnavailableError
 from tenure.journal import Draft
 from tenure.lease import Lease
@@ -120,6 +134,8 @@ async def test_another_writer_is_noticed(tmp_path: Path):
         first = await hold(mine, await node(mine))
         await append(mine, batch(first, 1))
         await accept(other, message("c1", "k"))
+        assert isinstance(await other.amend("c1", 1, {"title": "theirs"}), Amended)
+        assert isinstance(await mine.amend("c1", 1, {"title": "mine"}), Stale)
         assert (await append(mine, batch(first, 2))).first == 5
         await accept(other, message("c2", "k"))
         assert (await accept(mine, message("c3", "k"))).seq == 2
