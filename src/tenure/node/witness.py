@@ -15,6 +15,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Buried, Death
@@ -33,6 +34,9 @@ COMMAND = (sys.executable, "-m", "tenure.cli.witness")
 
 RETIRED = b"retired\n"
 
+REAP_S = 1.0
+"""What a dismissed witness gets to end by itself; it may still be loading, and there is nothing left for it to see."""
+
 
 def possible(store: Store) -> bool:
     """Whether this machine and this store can have a witness."""
@@ -47,6 +51,9 @@ class Witness:
         self._url = url
         self._incarnation = incarnation
         self._child: subprocess.Popen[bytes] | None = None
+        self._hand = threading.Lock()
+        """A start goes on in its thread when its caller is cancelled: who ends the child waits for it."""
+        self._dismissed = False
 
     @property
     def pid(self) -> int | None:
@@ -60,10 +67,15 @@ class Witness:
                 if self._child is not None:
                     log.error("the witness died, starting another", extra={"incarnation": self._incarnation})
                     await asyncio.to_thread(self._reap)
-                self._child = await asyncio.to_thread(self._start)
+                await asyncio.to_thread(self._start)
             await asyncio.sleep(check_s)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        with self._hand:
+            if not self._dismissed:
+                self._child = self._exec()
+
+    def _exec(self) -> subprocess.Popen[bytes]:
         # The URL may hold a password: it goes through a pipe, never into an argument list.
         pidfd = os.pidfd_open(os.getpid())
         try:
@@ -85,11 +97,12 @@ class Witness:
 
     async def dismiss(self) -> None:
         """The node has retired: let the child end."""
-        if self._child is not None:
-            await asyncio.to_thread(self._reap)
+        self._dismissed = True
+        await asyncio.to_thread(self._reap)
 
     def _reap(self) -> None:
-        child, self._child = self._child, None
+        with self._hand:
+            child, self._child = self._child, None
         if child is None or child.stdin is None:
             return
         try:
@@ -98,7 +111,7 @@ class Witness:
         except (BrokenPipeError, ValueError):
             pass
         try:
-            child.wait(timeout=5)
+            child.wait(timeout=REAP_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -106,7 +119,8 @@ class Witness:
 
 def watch(open_store: Callable[[str], Store]) -> None:
     """The child's side: read the brief from standard input, wait for the end, bury. Signals are ignored already."""
-    brief = json.loads(sys.stdin.buffer.readline())
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # no byte more than the line
+        brief = json.loads(pipe.readline())
     asyncio.run(_watch(open_store(brief["url"]), IncarnationId(brief["incarnation"]), int(brief["pidfd"])))
 
 
