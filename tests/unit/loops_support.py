@@ -267,8 +267,10 @@ class FakeTurn:
     async def ask(self, ask: str, body: Json) -> Json:
         self._insist()
         state = self._conversation.state
-        if state.turn is None or state.turn.ask != ask:
+        assert state.turn is not None and state.turn.ask in (None, ask), "a turn waits for one answer at a time"
+        if state.turn.ask != ask:
             await self.journal([draft(TurnWaiting(ask, body), self.id)])
+        await asyncio.sleep(0)
         if not self._conversation.answers:
             await asyncio.get_running_loop().create_future()
         answer = self._conversation.answers.pop(0)

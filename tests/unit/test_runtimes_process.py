@@ -522,18 +522,15 @@ async def test_an_unfinished_discard_is_found_again(
 
 def test_a_number_alone_kills_nobody():
     """The census said that it started at another time: it is another process with a number that was used again."""
-    bystander = subprocess.Popen(["sleep", "60"])
-    try:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bystander:
+        assert bystander.stdin is not None and bystander.stdout is not None
         found = census._process(bystander.pid)
         assert found is not None
-        stale = census.Process(found.pid, found.state, found.parent, found.group, found.session, found.started - 1)
-        census._signal(stale)
-        assert alive(bystander.pid)
+        census._signal(census.Process(found.pid, found.state, found.parent, found.group, found.session, 1))
+        print("still there", file=bystander.stdin, flush=True)
+        assert bystander.stdout.readline() == "still there\n"
         census._signal(found)
         assert bystander.wait(DEADLINE_S) == -signal.SIGKILL
-    finally:
-        bystander.kill()
-        bystander.wait()
 
 
 async def test_the_end_of_trust_kills_at_once_from_any_thread(provider: ProcessProvider, runtime: ProcessRuntime):
