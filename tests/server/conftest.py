@@ -233,7 +233,9 @@ class Cluster:
     async def node(self, name: str = "n1", bounds: Bounds = QUICK, **settings: Any) -> Any:
         """A living node's app."""
         self.stores[name] = Unsteady(await self.stack.enter_async_context(self.open_store()))
-        config = Config(node=name, address=f"http://{name}", ttl_s=10, sweep_s=0.1, drain_s=1, **settings)
+        config = Config(
+            node=name, address=f"http://{name}", ttl_s=10, sweep_s=0.1, drain_s=1, witness=False, **settings
+        )
         agents = {"parrot": self.parrot}
         node = Node(self.stores[name], agents, provider=self.provider, config=config)
         self.nodes[name] = await self.stack.enter_async_context(node)

@@ -4,6 +4,10 @@ import asyncio
 
 import pytest
 
+from tenure.abc import About, Claim, Held
+from tenure.clock import Instant
+from tenure.lease import new_incarnation, new_token
+
 
 async def replies(http, conversation):
     page = (await http.get(f"/conversations/{conversation}/events", params={"kind": "reply"})).json()
@@ -220,13 +224,60 @@ async def test_a_change_of_a_version_that_is_gone_is_refused(http):
     assert (nothing.status_code, nothing.json()["code"]) == (422, "invalid-input")
 
 
-async def test_changes_that_race_all_take_effect(http):
+def somebody_is_faster(store, operation, times):
+    """Between a reading and the write that follows it, somebody else changes the record: so many times."""
+    inner = getattr(store, operation)
+    left = [times]
+
+    async def raced(conversation, seen, *rest):
+        if left[0]:
+            left[0] -= 1
+            [record] = await store.records([conversation])
+            if operation == "amend":
+                await inner(conversation, record.version, {"metadata": {"left": left[0]}})
+            else:
+                token = new_token()
+                claim = Claim(conversation, incarnation, token, record.epoch, "fast", "", "wanted", forced=True)
+                assert isinstance(await store.claim(claim), Held)
+        return await inner(conversation, seen, *rest)
+
+    incarnation = new_incarnation()
+    setattr(store, operation, raced)
+    return incarnation
+
+
+@pytest.mark.parametrize("times", [1, 4, 5])
+async def test_a_change_is_tried_again_when_somebody_is_faster(cluster, http, times):
     await http.post("/conversations", json={"id": "c1"})
-    changed = await asyncio.gather(
-        *(http.patch("/conversations/c1", json={"title": f"t{i}", "metadata": {"i": i}}) for i in range(5))
-    )
-    assert [c.status_code for c in changed] == [200] * 5
-    assert (await http.get("/conversations/c1")).json()["version"] == 6
+    somebody_is_faster(cluster.stores["n1"].store, "amend", times)
+    changed = await http.patch("/conversations/c1", json={"title": "mine"})
+    if times < 5:
+        assert (changed.status_code, changed.json()["title"]) == (200, "mine")
+        assert changed.json()["metadata"] == {"left": 0}, "what the others wrote stays"
+    else:
+        assert (changed.status_code, changed.json()["code"]) == (409, "stale")
+
+
+async def test_a_change_of_a_named_version_is_not_tried_again(cluster, http):
+    await http.post("/conversations", json={"id": "c1"})
+    somebody_is_faster(cluster.stores["n1"].store, "amend", 1)
+    refused = await http.patch("/conversations/c1", json={"title": "mine", "version": 1})
+    assert (refused.status_code, refused.json()["field"]) == (412, "version")
+    assert (await http.get("/conversations/c1")).json()["title"] is None
+
+
+@pytest.mark.parametrize("times", [1, 4, 5])
+async def test_a_deletion_is_tried_again_when_somebody_claims_meanwhile(cluster, http, times):
+    await cluster.by_hand("c1")
+    store = cluster.stores["n1"].store
+    incarnation = somebody_is_faster(store, "delete", times)
+    await store.register(incarnation, About("fast", "", 1, (), Instant(0)), 3600)
+    deleted = await http.delete("/conversations/c1")
+    if times < 5:
+        assert deleted.status_code == 204
+        assert (await http.get("/conversations/c1")).status_code == 410
+    else:
+        assert (deleted.status_code, deleted.json()["code"], deleted.json()["field"]) == (409, "stale", "epoch")
 
 
 async def test_deleted_is_deleted(cluster, http):

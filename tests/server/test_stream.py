@@ -413,6 +413,22 @@ async def test_the_deltas_of_a_turn_are_in_its_stream(cluster, said):
     assert deltas == [{"say": "a"}, {"say": "b"}, {"say": "c"}]
 
 
+async def test_a_delta_at_the_very_moment_of_acceptance_is_in_the_stream(cluster, said, monkeypatch):
+    url = await cluster.serve("n1")
+    owner = await cluster.by_hand("c1")
+    await owner.claim()
+    submit = cluster.nodes["n1"].submit
+
+    async def answered_at_once(request):
+        accepted = await submit(request)
+        await owner.delta({"say": "early"})
+        await owner.say("hello")
+        return accepted
+
+    monkeypatch.setattr(cluster.nodes["n1"], "submit", answered_at_once)
+    assert {"say": "early"} in [one.data for one in await turn_of(url, said, {"text": "x"})]
+
+
 async def test_until_ends_a_stream_behind_the_settlement(cluster, said):
     journal = await a_journal(cluster, turns=2)
     url = await cluster.serve("n1")

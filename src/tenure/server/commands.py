@@ -161,8 +161,8 @@ class Commands:
             return accepted(conversation, await self.node.submit(Submit(conversation, command)))
 
         async def start() -> Place:
-            seq = (await submit()).seq
-            return Place(seq - 1, until=seq)
+            submitted = await submit()
+            return Place(submitted.seq - 1, until=submitted.seq, announced=isinstance(submitted, Accepted))
 
         if "text/event-stream" in request.headers.get("accept", ""):
             return EventStream(self.watches, self.bounds, conversation, start)

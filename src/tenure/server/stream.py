@@ -53,6 +53,8 @@ class Place:
     after: int
     cursor_epoch: int | None = None
     until: int | None = None
+    announced: bool = False
+    """Hints of what comes next are on their way: follow them, so that deltas keep their place between the events."""
 
     @classmethod
     def parse(cls, cursor: str) -> Place:
@@ -84,6 +86,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.watches.watch(self.conversation) as watch:
             await watch.following(self.bounds.poll_s)
+            await watch.next(0)  # to follow is a reason to look; everything is looked at anyway
             place = await self.start()
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             reader = _Reader(send, self.bounds, watch, place)
@@ -130,6 +133,9 @@ class _Reader:
         pause_s, hints = 0.1, ()
         try:
             await self._write(b"retry: 1000\n\n")
+            if self.place.announced:
+                self.looked_at = self._now()
+                hints = await self.watch.next(self.bounds.poll_s)
             while not self.watch.closed:
                 wait_s = self.bounds.poll_s
                 try:
@@ -150,17 +156,21 @@ class _Reader:
         for hint in hints:
             if hint.delta is not None:
                 await self._write(sse("delta", json.dumps(hint.delta, ensure_ascii=False)))
-            elif hint.lapsed or hint.head is None or hint.head > self.place.after:
+            elif hint.lapsed or hint.head is None:
                 await self._catch_up()
+            elif hint.head > self.place.after:
+                await self._catch_up(hint.head)  # and no further: what was said in passing has its place
         if not hints or self._now() - self.looked_at >= self.bounds.poll_s:
             await self._catch_up()
 
-    async def _catch_up(self) -> None:
-        """Read to the head. A hint is only a reason to look; the cursor alone says what is new."""
-        self.looked_at = self._now()
-        while True:
+    async def _catch_up(self, to: int | None = None) -> None:
+        """Read to the head, or to `to`. A hint is only a reason to look; the cursor alone says what is new."""
+        self.looked_at = self._now() if to is None else self.looked_at
+        most = min(PAGE, self.watch.store.limits.page)
+        while to is None or to > self.place.after:
+            limit = most if to is None else min(most, to - self.place.after)
             try:
-                reading = await read(self.watch.store, self.watch.topic.subject, self.place.after, PAGE)
+                reading = await read(self.watch.store, self.watch.topic.subject, self.place.after, limit)
                 head, epoch = reading.record.head, int(reading.record.epoch)
                 if self.epoch is None and self.place.after <= head:
                     self.epoch = await epoch_at(self.watch.store, self.watch.topic.subject, self.place.after)
@@ -174,7 +184,7 @@ class _Reader:
                     await self._end("rewound", {"last_seq": head, "epoch": epoch})
                 for event in reading.events:
                     await self._tell_event(event, head, epoch)
-                if len(reading.events) < min(PAGE, self.watch.store.limits.page):
+                if len(reading.events) < limit:
                     return
 
     async def _end_if_settled_before(self) -> None:
