@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import Annotated, Literal
 
 import typer
@@ -14,6 +15,7 @@ from tenure.config import Config
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 CONVERSATIONS, QUICK_CONVERSATIONS = 30, 12
+PAGE_WIDTH = 100
 
 
 def serve(
@@ -83,4 +85,9 @@ def demo(
     from tenure.cli.demo import Options, run
 
     number = conversations or (QUICK_CONVERSATIONS if quick else CONVERSATIONS)
-    raise typer.Exit(run(Options(store, tuple(agent or DEFAULT_AGENTS), nodes, number, seconds, quick), Console()))
+    raise typer.Exit(
+        run(
+            Options(store, tuple(agent or DEFAULT_AGENTS), nodes, number, seconds, quick),
+            Console(width=None if sys.stdout.isatty() else PAGE_WIDTH),
+        )
+    )

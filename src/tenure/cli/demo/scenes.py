@@ -7,7 +7,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from tenure.cli.demo.stage import PATIENCE_S, TTL_S, Stage
+from tenure.cli.demo.screen import TTL_S
+from tenure.cli.demo.stage import PATIENCE_S, Stage
 from tenure.cli.demo.verdict import Fault
 from tenure.client import Client
 from tenure.errors import StoreError, TenureError

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tenure.cli.demo.verdict import Takeover, Verdict
 
+TTL_S, DRAIN_S = 2.0, 1.0
+"""What the demo's nodes are told."""
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _STATES = {"up": "green", "killed": "red", "frozen": "blue", "draining": "yellow", "starting": "dim", "left": "dim"}
 _MARKS = {"claimed": "bold", "turn_completed": "green", "call_interrupted": "red"}
@@ -121,7 +123,8 @@ def print_verdict(console: Console, verdict: Verdict, took_s: float) -> None:
 
 
 def _takeovers(takeovers: Sequence[Takeover]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", title="\ntakeovers of open turns", title_justify="left")
+    title = f"\ntakeovers of open turns (ttl {TTL_S:g} s; a drained node's turns may go on for {DRAIN_S:g} s)"
+    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     for heading in ("owner was", "conversation", "from → to", "epoch"):
         table.add_column(heading)
     for heading in ("no owner for", "claimed after", "went on after"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import httpx
 
+from tenure.cli.demo.screen import DRAIN_S, TTL_S, Screen
 from tenure.cli.demo.verdict import Fault
 from tenure.journal import Event
 from tenure.testing.history import Attempt, History, Look, Start, Unread
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tenure.cli.demo.screen import Screen
 
-TTL_S = 2.0
-DRAIN_S = 1.0
 HTTP_TIMEOUT_S = 3.0
 """Past it a node counts as frozen, and the next one is asked, with the same key."""
 PATIENCE_S = 30.0
