@@ -47,6 +47,8 @@ class Incarnation:
         """Conversations that the sweep claims just now."""
         self.over = asyncio.Event()
         """Given up or retired: set once, in the node's event loop."""
+        self.bereft = asyncio.Event()
+        """A conversation was lost whose runtime may still run here: the reaper looks soon."""
         self.given_up = False
         """Lost for good."""
         self.retired = False
@@ -95,6 +97,8 @@ class Incarnation:
             tenure.lose("it was cancelled")
         if not tenure.ready.done():
             tenure.ready.set_result(False)
+        if tenure.state is TenureState.LOST and tenure.runtime is not None:
+            self.bereft.set()
         if self.table.get(tenure.conversation_id) is tenure:
             del self.table[tenure.conversation_id]
 

@@ -260,11 +260,14 @@ class Node:
 
     def _lost(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
         """Trust has ended: the children die now, whatever the event loop does. In the heartbeat's thread."""
+        self._kill_now()
+        self._from_heartbeat(host, incarnation, why)
+
+    def _kill_now(self) -> None:
         try:
             self.provider.kill_now()
         except Exception:
             log.exception("the processes of runtimes may still run")
-        self._from_heartbeat(host, incarnation, why)
 
     async def _mourn(self, incarnation: Incarnation) -> None:
         """Given up: every old loop ends before it retires, and before another incarnation registers (rule 11)."""
@@ -274,6 +277,7 @@ class Node:
             self.stuck.set()
             while self._leaving is None and not await incarnation.ended(self.config.ttl_s):
                 pass
+        self._kill_now()  # its runtimes end before it retires, also when trust has not run out yet
         await asyncio.sleep(self.rng.uniform(0, self.config.ttl_s / 10))
 
     # --- what anybody may ask ---------------------------------------------------------------------------------------
@@ -457,6 +461,8 @@ class Node:
         incarnation = self._incarnation
         if incarnation is not None and not incarnation.over.is_set():
             await drain(incarnation, deadline_s)
+            if incarnation.table:
+                self._kill_now()
             incarnation.retire()
         await self._end_life()
         self.drained.set()

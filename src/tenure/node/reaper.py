@@ -7,13 +7,17 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, final
 
-from tenure.abc import Deleted, Reading, RuntimeFailure
+from tenure.abc import Deleted, Reading
 from tenure.conversation import Fold, fold
+from tenure.errors import StoreUnavailableError
+from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
     from tenure.node.incarnation import Incarnation
 
 log = logging.getLogger("tenure.reaper")
+
+FIRST_LOOK_S = 0.5
 
 
 @final
@@ -24,12 +28,24 @@ class Reaper:
         self._incarnation = incarnation
 
     async def run(self) -> None:
-        """Reap at every period."""
+        """Look at every period, and ever more rarely after a loss: the new owner has yet to say what it supersedes."""
         means = self._incarnation.means
         assert means is not None, "registered"
+        pause_s = means.config.reap_s
         while True:
-            await asyncio.sleep(means.config.reap_s * means.rng.uniform(0.8, 1.2))
+            lost_one = await self._waited(pause_s * means.rng.uniform(0.8, 1.2))
+            pause_s = min(FIRST_LOOK_S if lost_one else 2 * pause_s, means.config.reap_s)
             await self.reap()
+
+    async def _waited(self, seconds: float) -> bool:
+        """Wait; true as soon as a conversation is lost whose runtime may still run."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._incarnation.bereft.wait()
+        except TimeoutError:
+            return False
+        self._incarnation.bereft.clear()
+        return True
 
     async def reap(self) -> int:
         """One look; how many runtimes were destroyed."""
@@ -40,16 +56,19 @@ class Reaper:
             tenure = self._incarnation.holds(conversation)
             if not name.startswith(f"{means.identity}.") or (tenure is not None and tenure.fold.runtime == name):
                 continue
-            verdict = await self._verdict(name, conversation)
-            if verdict is None:
-                continue
             try:
+                verdict = await self._verdict(name, conversation)
+                if verdict is None:
+                    continue
                 workspace = f"{means.identity}.{conversation}" if verdict == "deleted" else None
                 await means.provider.discard(name, workspace)
+            except StoreUnavailableError:
+                raise
+            except Exception as error:  # one that cannot be judged or destroyed does not keep the others
+                log.warning("could not reap runtime %s yet: %s", name, reason_of(error))
+            else:
                 gone += 1
                 log.info("reaped runtime %s: %s", name, verdict, extra={"conversation": conversation})
-            except (RuntimeFailure, OSError) as error:
-                log.warning("could not reap runtime %s yet: %s", name, error)
         return gone
 
     async def _verdict(self, name: str, conversation: str) -> str | None:

@@ -1,0 +1,148 @@
+"""What is destroyed: what the journal calls discarded, lost or superseded, or what belongs to the deleted. Nothing else."""
+
+import asyncio
+
+import pytest
+from node_support import Agent, C, Cluster, Member, Provider, failing, in_virtual_time, until
+
+from tenure.abc import RuntimeFailure
+from tenure.errors import ProvisioningError
+from tenure.lease import Epoch
+from tenure.node.reaper import Reaper
+
+
+async def for_ever(_: object = None) -> None:
+    await asyncio.Event().wait()
+
+
+async def reap(node: Member) -> int:
+    incarnation = node.node._incarnation
+    assert incarnation is not None
+    return await node.ask(Reaper(incarnation).reap())
+
+
+def keeping(cluster: Cluster, **more: object) -> Provider:
+    """A provider whose runtimes outlive their nodes, shared by the cluster."""
+    return Provider(standing=cluster.standing, outlives_node=True, **more)  # type: ignore[arg-type]
+
+
+@in_virtual_time
+async def test_a_current_runtime_is_never_reaped(cluster: Cluster):
+    """Not of one that lives here, not of one that lives elsewhere, not of an idle one that nobody owns."""
+    a, b = await cluster.add(provider=keeping(cluster), idle_s=2), await cluster.add(provider=keeping(cluster))
+    await a.start("c1")
+    await b.start("c2")
+    await until(lambda: cluster.owner("c1") is None)
+    assert (await reap(a), await reap(b)) == (0, 0)
+    assert len(cluster.standing) == 2
+
+
+@in_virtual_time
+async def test_c17_what_a_failed_teardown_left_is_reaped_later(cluster: Cluster):
+    provider = keeping(cluster, at={"configure": failing(RuntimeFailure("no")), "discard": failing(OSError("busy"))})
+    node = await cluster.add(provider=provider)
+    with pytest.raises(ProvisioningError):
+        await node.start()
+    assert len(cluster.standing) == 1
+    assert await reap(node) == 0  # still busy
+    provider.at.clear()
+    assert await reap(node) == 1
+    assert cluster.standing == {}
+
+
+@in_virtual_time
+async def test_c17_what_a_zombie_provisions_after_its_successor_is_reaped(cluster: Cluster):
+    """By name its epoch is the older one; by the journal it is superseded. The successor's stays."""
+    boot = asyncio.Event()
+
+    async def wait(name: str) -> None:
+        await boot.wait()
+
+    a = await cluster.add(provider=keeping(cluster, at={"provision": wait}))
+    a.starting()
+    await until(lambda: a.provider.did("provision"))
+    assert a.process is not None
+    a.process.pause()
+    b = await cluster.add(provider=keeping(cluster), reap_s=5)
+    await asyncio.sleep(1.1)
+    await b.start()
+    current = str(cluster.fold().runtime)
+    assert list(cluster.standing) == [current]
+    cluster.standing[str(cluster.events("runtime_requested")[0].body["name"])] = C  # what the zombie asked for comes up
+    await until(lambda: list(cluster.standing) == [current], 30)
+    a.process.resume()
+    boot.set()
+    await asyncio.sleep(30)
+    assert list(cluster.standing) == [current]
+    assert b.live == [C]
+
+
+@in_virtual_time
+async def test_the_runtime_of_a_forced_loser_ends_soon(cluster: Cluster):
+    """The new owner cannot reach it; the old one destroys it as soon as the journal calls it lost."""
+    a, b = Provider(standing={}), Provider(standing={})
+    first = await cluster.add(agent=Agent(on_turn=for_ever), provider=a, reap_s=60)
+    second = await cluster.add(provider=b, reap_s=60)
+    await first.start()
+    assert len(a.standing) == 1
+    await second.ask(second.node.take_over(C, Epoch(1)))
+    await until(lambda: a.standing == {}, 10)
+    assert len(b.standing) == 1
+
+
+@in_virtual_time
+async def test_the_runtime_and_the_workspace_of_the_deleted_go(cluster: Cluster):
+    gone: list[tuple[str, str | None]] = []
+
+    class Noting(Provider):
+        async def discard(self, name: str, workspace: str | None = None) -> None:
+            gone.append((name, workspace))
+            await super().discard(name, workspace)
+
+    node = await cluster.add(provider=Noting(standing=cluster.standing, outlives_node=True), idle_s=1)
+    await node.start()
+    await until(lambda: cluster.owner() is None)
+    name = str(cluster.fold().runtime)
+    await cluster.store.delete(C, Epoch(1), "test")
+    assert await reap(node) == 1
+    assert gone == [(name, name.rsplit(".", 1)[0])]
+
+
+@in_virtual_time
+async def test_what_is_not_of_this_store_or_not_known_stays(cluster: Cluster):
+    node = await cluster.add(provider=keeping(cluster))
+    identity = node.node._identity
+    cluster.standing.update({"othersto.c1.e1": "c1", f"{identity}.nobody.e1": "nobody"})
+    assert await reap(node) == 0
+    assert len(cluster.standing) == 2
+
+
+@in_virtual_time
+async def test_one_that_cannot_be_judged_does_not_keep_the_others(cluster: Cluster):
+    provider = keeping(cluster, at={"configure": failing(RuntimeFailure("no")), "discard": failing(OSError("busy"))})
+    node = await cluster.add(provider=provider)
+    for name in ("c1", "c2", "c3"):
+        with pytest.raises(ProvisioningError):
+            await node.start(name)
+    provider.at.clear()
+    events = cluster.disk.conversations["c1"].events
+    events[2], events[3] = events[3], events[2]  # a journal that no fold takes
+    assert await reap(node) == 2
+
+
+@in_virtual_time
+async def test_it_looks_by_itself_and_goes_on_after_failures(cluster: Cluster):
+    provider = keeping(cluster, at={"configure": failing(RuntimeFailure("no")), "discard": failing(OSError("busy"))})
+    node = await cluster.add(provider=provider, reap_s=5)
+
+    async def broken() -> list[tuple[str, str]]:
+        raise RuntimeError("the provider is away")
+
+    with pytest.raises(ProvisioningError):
+        await node.start()
+    provider.at.clear()
+    provider.list = broken  # type: ignore[method-assign]
+    await asyncio.sleep(20)
+    assert len(cluster.standing) == 1
+    del provider.list  # type: ignore[attr-defined]
+    await until(lambda: cluster.standing == {}, 60)
