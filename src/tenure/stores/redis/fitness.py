@@ -25,7 +25,7 @@ async def examine(servers: Servers) -> tuple[str, ...]:
     """
     (first, *rest) = await servers.primaries()
     info = await _info(servers, first)
-    if info.get("redis_mode") == "cluster" and not servers.is_cluster:
+    if info.get("cluster_enabled") == "1" and not servers.is_cluster:
         if servers.address.db:
             raise StoreUnfitError(
                 f"{first} belongs to a Cluster, which has no database {servers.address.db}; leave it out"

@@ -6,7 +6,7 @@ ever sent twice from here: who gets no answer in time is told that the outcome i
 
 *Why not a client library:* they lend a connection to one caller at a time, and repeat by themselves; here the pipeline is
 the group commit, the time-out is a promise to the heartbeat, and only the caller knows whether a request may be repeated
-(docs/decisions/0010-redis-connection.md).
+(docs/decisions/0030-redis-connection.md).
 """
 
 from __future__ import annotations
