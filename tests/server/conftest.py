@@ -121,7 +121,7 @@ class Unsteady:
     """The store as the server reaches it: while `down`, nothing is answered. The nodes' heartbeats do not notice."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.__dict__.update(store=store, down=False)
+        self.__dict__.update(store=store, down=False, refused=0)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.store, name)
@@ -132,6 +132,7 @@ class Unsteady:
 
         async def call(*args: Any, **named: Any) -> Any:
             if self.down:
+                self.refused += 1
                 raise StoreUnavailableError("postgresql://user:hunter2@db does not answer")
             return await value(*args, **named)
 

@@ -266,15 +266,16 @@ async def test_an_outage_of_the_store_is_waited_for(cluster):
         assert (await waiting).seq == 2
 
 
-async def test_a_wait_goes_on_at_another_node_when_one_leaves(cluster, client):
-    await cluster.by_hand("c1")
+async def test_a_wait_goes_on_at_another_node_when_one_leaves(cluster, client, eventually):
     owner = await cluster.by_hand("c1")
     waiting = asyncio.create_task(client.send("c1", "hello", wait_s=30))
-    while cluster.disk.conversations["c1"].row.record.head < 2:
-        await asyncio.sleep(0.01)
+
+    async def waits_at(node):
+        return len(cluster.apps[node].state.watches) == 1
+
+    assert await eventually(lambda: waits_at("n1"))
     close_streams(cluster.apps["n1"])
-    while not len(cluster.apps["n2"].state.watches):
-        await asyncio.sleep(0.01)
+    assert await eventually(lambda: waits_at("n2"))
     await owner.claim()
     await owner.say("hello to you")
     assert (await waiting).events[1].body == {"text": "hello to you"}
@@ -395,11 +396,13 @@ async def test_text_with_the_line_ends_of_unicode_stays_whole(cluster):
                 break
 
 
-async def test_draining_through_the_client(cluster, client):
+async def test_draining_through_the_client(client, eventually):
     assert await client.drain("n1") == 1
-    async with asyncio.timeout(20):
-        while [node.node for node in await client.nodes()] != ["n2"]:
-            await asyncio.sleep(0.02)
+
+    async def left():
+        return [node.node for node in await client.nodes()] == ["n2"]
+
+    assert await eventually(left)
     with pytest.raises(ProblemError) as unknown:
         await client.drain("n9")
     assert unknown.value.code == "unknown-node"

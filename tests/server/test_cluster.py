@@ -147,17 +147,23 @@ async def test_an_outage_is_told_as_one(cluster, method, path, body):
     assert cluster.contents() == before
 
 
-async def test_a_wait_goes_on_through_an_outage(cluster):
+async def test_a_wait_goes_on_through_an_outage(cluster, eventually):
     await cluster.node("n1", wire.Bounds(poll_s=0.05))
     http = await cluster.http("n1")
     owner = await cluster.by_hand("c1")
     waiting = asyncio.create_task(http.post("/conversations/c1/messages?wait_s=30", json={"text": "x"}))
-    while cluster.disk.conversations["c1"].row.record.head < 2:
-        await asyncio.sleep(0.01)
+
+    async def accepted():
+        return cluster.disk.conversations["c1"].row.record.head == 2
+
+    async def refused_some():
+        return cluster.stores["n1"].refused > 20
+
+    assert await eventually(accepted)
     cluster.stores["n1"].down = True
     await owner.claim()
     await owner.say("hello")
-    await asyncio.sleep(0.2)
+    assert await eventually(refused_some)
     assert not waiting.done()
     cluster.stores["n1"].down = False
     answer = await waiting

@@ -318,7 +318,7 @@ class Asgi:
 
 
 @pytest.mark.parametrize("cut_by", ["patience", "shutdown"])
-async def test_a_slow_reader_is_bounded(cluster, caplog, cut_by):
+async def test_a_slow_reader_is_bounded(cluster, caplog, eventually, cut_by):
     """It takes a little and then nothing: the stream reads no further than a page, and is cut."""
     bounds = Bounds(slow_s=0.2) if cut_by == "patience" else Bounds(slow_s=300)
     app = await cluster.node("n1", bounds)
@@ -335,13 +335,16 @@ async def test_a_slow_reader_is_bounded(cluster, caplog, cut_by):
 
     cluster.stores["n1"].store.read = counted
     reader = Asgi(app, "/conversations/c1/stream")
+
+    async def takes_no_more():
+        return len(reader.taken) == 5
+
     streaming = asyncio.create_task(reader.run())
     for _ in range(5):
         reader.takes.release()
     async with asyncio.timeout(20):
         if cut_by == "shutdown":
-            while len(reader.taken) < 5:
-                await asyncio.sleep(0.01)
+            assert await eventually(takes_no_more)
             close_streams(app)
         await streaming
     assert len(reader.taken) == 5
