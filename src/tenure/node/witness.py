@@ -67,7 +67,10 @@ class Witness:
                 if self._child is not None:
                     log.error("the witness died, starting another", extra={"incarnation": self._incarnation})
                     await asyncio.to_thread(self._reap)
-                await asyncio.to_thread(self._start)
+                try:
+                    await asyncio.to_thread(self._start)
+                except OSError as error:
+                    log.warning("no witness for now, the ttl decides: %s", error)
             await asyncio.sleep(check_s)
 
     def _start(self) -> None:
@@ -91,8 +94,13 @@ class Witness:
             os.close(pidfd)
         assert child.stdin is not None, "asked for a pipe"
         brief = {"url": self._url, "incarnation": self._incarnation, "pidfd": pidfd}
-        child.stdin.write(json.dumps(brief).encode() + b"\n")
-        child.stdin.flush()
+        try:
+            child.stdin.write(json.dumps(brief).encode() + b"\n")
+            child.stdin.flush()
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
         return child
 
     async def dismiss(self) -> None:
