@@ -79,7 +79,7 @@ async def test_c7_a_conversation_that_was_idle_when_its_owner_died_is_found_by_i
 
 
 @in_virtual_time
-async def test_c5_c10_a_claim_of_the_buried_that_executes_late_takes_nothing(cluster: Cluster):
+async def test_c5_c7_a_claim_of_the_buried_that_executes_late_takes_nothing(cluster: Cluster):
     a, b = await cluster.add(agent=Agent(on_turn=for_ever)), await cluster.add()
     late = asyncio.Event()
     a.rig.always("claim_all", held_until(late))
