@@ -112,14 +112,12 @@ def test_kill_nine_loses_no_accepted_command(tmp_path: Path):
     for life in range(6):
         pair = [child(SUBMITS, f"sqlite:///{path}", f"{life}{which}") for which in "ab"]
         for one in pair:
-            assert one.stdout is not None and one.stderr is not None
-            lines = [one.stdout.readline() for _ in range(chance.randrange(5, 200))]
-            os.kill(one.pid, signal.SIGKILL)
-            rest = one.stdout.read()  # through the same buffer: communicate() would begin in the middle of a line
-            assert one.stderr.read() == ""
-            one.stdout.close()
-            one.stderr.close()
-            one.wait(timeout=60)
+            with one:  # closes its pipes
+                assert one.stdout is not None and one.stderr is not None
+                lines = [one.stdout.readline() for _ in range(chance.randrange(5, 200))]
+                os.kill(one.pid, signal.SIGKILL)
+                rest = one.stdout.read()  # through the same buffer: communicate() would begin in the middle of a line
+                assert one.stderr.read() == ""
             for line in ["".join(lines), rest]:
                 for name, key, seq in (said.split() for said in line.splitlines(keepends=True) if said.endswith("\n")):
                     acknowledged.append((name, key, int(seq)))
