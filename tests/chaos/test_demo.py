@@ -97,8 +97,10 @@ def test_another_agent(tmp_path: Path):
 async def test_whoever_interrupts_it_is_left_alone(tmp_path: Path, number: signal.Signals):
     with a_demo(tmp_path, "--quick") as demo:
         assert demo.stdout is not None
-        while "conversations are talked to" not in (line := await asyncio.to_thread(demo.stdout.readline)):
-            assert line, "it ended too early"
+        told = [""]
+        while "conversations are talked to" not in told[-1]:
+            told.append(await asyncio.to_thread(demo.stdout.readline))
+            assert told[-1], f"it ended too early: {''.join(told)}"
         demo.send_signal(number)
         assert await asyncio.to_thread(demo.wait, PATIENCE_S) == 130
     deadline = time.monotonic() + 30

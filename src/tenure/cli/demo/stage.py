@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HTTP_TIMEOUT_S = 3.0
 """Past it a node counts as frozen, and the next one is asked, with the same key."""
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """How long the demo waits for anything before it goes on, and says so."""
 STEPS = 4
 STEP_S = 0.3
@@ -80,7 +80,14 @@ class Stage:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    async def ask(self, method: str, path: str, body: dict[str, Any], nodes: Sequence[NodeProcess]) -> httpx.Response:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        nodes: Sequence[NodeProcess],
+        body: dict[str, Any] | None = None,
+        timeout_s: float = HTTP_TIMEOUT_S,
+    ) -> httpx.Response:
         """One request, repeated unchanged at one of the nodes after the other until somebody answers.
 
         :raises TimeoutError: nobody did.
@@ -88,7 +95,7 @@ class Stage:
         async with asyncio.timeout(PATIENCE_S):
             for node in itertools.cycle(nodes):
                 try:
-                    reply = await self.http.request(method, f"{node.url}{path}", json=body)
+                    reply = await self.http.request(method, f"{node.url}{path}", json=body, timeout=timeout_s)
                 except httpx.TransportError:
                     await asyncio.sleep(0.02)
                     continue
@@ -101,15 +108,15 @@ class Stage:
         """Create it through this node; whoever comes second finds it there."""
         settings = {"effects": str(self.effects_file)} if self.scripted else {}
         body = {"id": conversation, "settings": settings}
-        reply = await self.http.post(f"{node.url}/conversations", json=body, timeout=PATIENCE_S)
+        reply = await self.ask("POST", "/conversations", [node], body, PATIENCE_S)
         if reply.status_code not in (200, 201):
             self.broken.append(f"{conversation} could not be created through {node.name}: {reply.text}")
 
     async def start_loop(self, node: NodeProcess, conversation: str, *, here: bool) -> None:
         """Ask this node to run the conversation (here, or wherever), and note what it says."""
         began = time.time()
-        path = f"{node.url}/conversations/{conversation}/start{'?here=true' if here else ''}"
-        reply = await self.http.post(path, timeout=PATIENCE_S)
+        path = f"/conversations/{conversation}/start{'?here=true' if here else ''}"
+        reply = await self.ask("POST", path, [node], timeout_s=PATIENCE_S)
         told: dict[str, Any] = reply.json()
         owner: dict[str, Any] = told.get("owner") or {}
         outcome = "no"
@@ -129,7 +136,7 @@ class Stage:
         key = f"{conversation}-m{number}"
         body = {"key": key} | (body or self._work(number))
         began = time.time()
-        reply = await self.ask("POST", f"/conversations/{conversation}/messages", body, nodes or self.reachable())
+        reply = await self.ask("POST", f"/conversations/{conversation}/messages", nodes or self.reachable(), body)
         told = reply.json()
         accepted = reply.status_code in (200, 202)
         outcome = "refused" if not accepted else "duplicate" if told["duplicate"] else "accepted"
@@ -146,8 +153,8 @@ class Stage:
         """The whole journal as this node tells it."""
         events: list[Event] = []
         while True:
-            path = f"{node.url}/conversations/{conversation}/events?limit=1000&after={len(events)}"
-            reply = await self.http.get(path, timeout=PATIENCE_S)
+            path = f"/conversations/{conversation}/events?limit=1000&after={len(events)}"
+            reply = await self.ask("GET", path, [node], timeout_s=PATIENCE_S)
             if reply.status_code != 200:
                 self.history.add(Unread(conversation, node.url, time.time(), reply.text))
                 return events
