@@ -22,6 +22,7 @@ from tenure.journal import (
     LoopStarted,
     Policy,
     Released,
+    StartFailed,
     Stopped,
     TurnInterrupted,
     TurnStarted,
@@ -45,10 +46,16 @@ def then(journal: Journal, lost: int = 0) -> Then:
     return plan(journal.fold, lost=lost).then
 
 
-def test_a_start_is_done_and_asks_for_a_loop():
+def test_a_start_is_settled_by_a_live_loop_and_not_before():
+    """Otherwise a start that fails for a passing reason, or whose owner dies before the loop lives, is lost."""
     journal = Journal().ask("start")
-    assert repairs(journal) == [("command_settled", {"command": 3, "outcome": "done"})]
-    assert then(journal) is Then.START
+    assert repairs(journal) == []
+    assert then(journal).needs_loop
+    failed = journal.write(StartFailed("provision", "no room"), Released("n", "failed"))
+    assert failed.fold.runnable, "still wanted"
+    assert then(failed.claim()).needs_loop, "the next owner tries again"
+    live = Journal().ask("start").write(LoopStarted("a"))
+    assert settle_urgent(live.fold, live.fold.urgent[0])[0].body["outcome"] == "done"
     assert then(journal.write(CommandSettled(3, "done"), Released("n", "idle")).claim()) is Then.REST
 
 
@@ -78,7 +85,14 @@ def test_a_stop_leaves_what_waits_unless_it_says_otherwise():
 def test_a_start_after_a_stop_wins():
     journal = Journal().ask().ask("stop").ask("start")
     assert then(journal) is Then.WORK
-    assert [kind for kind, _ in repairs(journal)] == ["stopped", "command_settled", "command_settled"]
+    assert [kind for kind, _ in repairs(journal)] == ["stopped", "command_settled"], "the start waits for its loop"
+
+
+def test_a_start_before_a_stop_is_refused_with_it():
+    journal = Journal().ask("start").ask("stop")
+    settled = [(part["command"], part["outcome"]) for kind, part in repairs(journal) if kind == "command_settled"]
+    assert sorted(settled) == [(3, "refused"), (4, "done")]
+    assert then(journal) is Then.HALT
 
 
 def test_a_stop_ends_a_turn_that_began_after_it():
@@ -140,7 +154,7 @@ def tuple_of(repair: tuple[str, object]) -> tuple[str, dict[str, object]]:
 
 
 def test_commands_are_settled_in_order():
-    journal = in_turn().ask("interrupt").ask("start").ask("interrupt")
+    journal = in_turn().ask("interrupt").ask("answer").ask("interrupt")
     settled = [part["command"] for kind, part in map(tuple_of, repairs(journal)) if kind == "command_settled"]
     assert settled == [5, 6, 7]
 
