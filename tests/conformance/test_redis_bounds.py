@@ -1,0 +1,181 @@
+"""Where answers are put together from pieces, and what is bounded: nothing is lost or shown twice at a seam."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+import redis_servers
+
+from tenure.abc import Appended, Death, Filters, Held, Hint, Reading, Sent, Snapshot, Submit, Topic
+from tenure.errors import InvalidInputError
+from tenure.lease import Epoch
+from tenure.stores.redis import hints, reading, writing
+from tenure.stores.redis.hints import Follower
+from tenure.testing.servers import RedisServer, until
+from tenure.testing.store_suite import Stage
+from tenure.testing.store_suite.stage import CREATION, PATIENCE_S, awaited, expect, note
+
+
+@pytest.fixture
+def server() -> RedisServer:
+    return redis_servers.shared_server(next(iter(redis_servers.BINARIES.values())))
+
+
+@pytest.fixture
+def prefix() -> str:
+    return redis_servers.prefix()
+
+
+@pytest.fixture
+async def stage(server: RedisServer, prefix: str) -> AsyncIterator[Stage]:
+    async with redis_servers.stage_on(server.url(prefix=prefix)) as stage:
+        yield stage
+
+
+async def test_a_long_reading_is_put_together_from_pieces(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    writer = await stage.owned()
+    await writer.append(*(note(f"{n}" * 10) for n in range(300)))
+    whole = await stage.journal(writer.lease.conversation)
+    for most_bytes, most_entries in ((1, 1000), (500, 1000), (1 << 20, 1), (1 << 20, 7)):
+        monkeypatch.setattr(reading, "READ_BYTES", most_bytes)
+        monkeypatch.setattr(reading, "READ_ENTRIES", most_entries)
+        found = expect(Reading, await stage.store.read(writer.lease.conversation, 5, 250))
+        assert list(found.events) == whole[5:255]
+
+
+async def test_kinds_are_looked_for_beyond_one_piece(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    """Two rare events, far apart: a page is short only at the end of the journal."""
+    monkeypatch.setattr(reading, "READ_ENTRIES", 50)
+    writer = await stage.owned()
+    rare = replace(note("rare"), kind="rare")
+    await writer.append(rare, *(note() for _ in range(400)), rare, *(note() for _ in range(400)))
+    read = stage.store.read
+    found = expect(Reading, await read(writer.lease.conversation, 0, 10, kinds=["rare"]))
+    assert [e.seq for e in found.events] == [3, 404]
+    assert found.record.head == 804
+    assert expect(Reading, await read(writer.lease.conversation, 404, 10, kinds=["rare"])).events == ()
+
+
+async def test_a_snapshot_of_the_loop_alone(stage: Stage):
+    """Without a fold there is nothing to start behind."""
+    writer = await stage.owned()
+    batch = replace(writer.batch(note()), snapshot=Snapshot(3, None, {"l": 1}))
+    expect(Appended, await stage.store.append(batch))
+    found = expect(Reading, await stage.store.read(writer.lease.conversation, snapshot=True))
+    assert (found.snapshot, [e.seq for e in found.events]) == (Snapshot(0, None, {"l": 1}), [1, 2, 3])
+
+
+async def test_a_filter_that_matches_few_gives_short_pages(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "LISTED", 30)
+    for n in range(150):
+        creation = replace(CREATION, user_id="rare" if n in (3, 140) else "other")
+        await stage.store.submit(Submit(f"{n}", None, creation))
+    pages: list[list[str]] = []
+    cursor: str | None = None
+    while cursor is not None or not pages:
+        page = await stage.store.list(Filters(user_id="rare"), cursor, 10)
+        pages.append([record.conversation for record in page.items])
+        cursor = page.cursor
+        assert len(pages) < 50
+    assert [name for page in pages for name in page] == ["3", "140"]
+    assert len(pages) > 1
+
+
+async def test_what_is_deleted_costs_a_list_nothing(server: RedisServer, stage: Stage, prefix: str):
+    names = [await stage.conversation() for _ in range(20)]
+    for name in names:
+        await stage.store.delete(name, Epoch(0), "user")
+    assert server.told("KEYS", f"{prefix}:*:created") == []
+    assert await stage.listed() == []
+
+
+async def test_every_index_is_empty_when_nothing_is_owned_or_wanted(server: RedisServer, stage: Stage, prefix: str):
+    writers = [await stage.owned() for _ in range(10)]
+    for writer in writers:
+        await stage.submit(writer.lease.conversation)
+    for n, writer in enumerate(writers):
+        if n % 2:
+            await stage.store.delete(writer.lease.conversation, Epoch(1), "user")
+        else:
+            writer.seen = (await stage.record(writer.lease.conversation)).head
+            await writer.release()
+    for index in ("wanted", "owners", "named"):
+        assert server.told("KEYS", f"{prefix}:{{*}}:{index}") == []
+
+
+@pytest.mark.parametrize("cursor", ["x", "1", "1-", "-1-2", "[]", '["a", 1]', "null"])
+async def test_a_strange_cursor_is_refused(stage: Stage, cursor: str):
+    with pytest.raises(InvalidInputError, match="none of ours"):
+        await stage.store.list(Filters(), cursor, 10)
+    with pytest.raises(InvalidInputError, match="none of ours"):
+        await stage.store.wanted(None, ["agent"], cursor, 10)
+
+
+async def test_a_sweep_of_many_owners_and_agents_in_small_pages(stage: Stage):
+    expected: set[str] = set()
+    dead = [await stage.node() for _ in range(3)]
+    for n in range(60):
+        agent = f"agent {n % 3}"
+        name = f"{n}"
+        creation = replace(CREATION, agent=agent)
+        await stage.store.submit(replace(stage.say(name), create=creation))
+        if n % 4:
+            expect(Held, await stage.store.claim(stage.claiming(name, dead[n % 3])))
+        if agent != "agent 2":
+            expected.add(name)
+    for one in dead:
+        await stage.store.bury(one, Death.EXITED)
+    for limit in (1, 7, 64):
+        found: list[str] = []
+        cursor: str | None = None
+        first = True
+        while first or cursor is not None:
+            page = await stage.store.wanted(None, ["agent 1", "agent 0", "agent 0"], cursor, limit)
+            assert len(page.items) <= limit
+            found += [one.conversation for one in page.items]
+            cursor, first = page.cursor, False
+        assert sorted(found) == sorted(expected)
+
+
+async def test_a_delta_that_is_too_large_is_lost(stage: Stage):
+    writer = await stage.owned()
+    topic = Topic(Topic.CONVERSATION, writer.lease.conversation)
+    async with stage.store.follow([topic]) as stream:
+        large = {"text": "x" * writing.DELTA_BYTES}
+        assert await stage.store.publish(writer.lease, large) == Sent()
+        assert await stage.store.publish(writer.lease, {"n": 1}) == Sent()
+        hint = await awaited(stream, lambda hint: hint.delta is not None)
+        assert hint.delta == {"n": 1}
+
+
+async def test_a_thousand_streams_share_one_connection(server: RedisServer, stage: Stage, prefix: str):
+    conversation = await stage.conversation()
+    channel = f"{prefix}@0:conversation:{conversation}"
+
+    def listening() -> int:
+        return len(server.told("CLIENT", "LIST", "TYPE", "pubsub").splitlines())
+
+    before = listening()
+    async with AsyncExitStack() as streams, asyncio.timeout(PATIENCE_S):
+        subjects = [*(f"other {n}" for n in range(999)), conversation]
+        topics = [Topic(Topic.CONVERSATION, subject) for subject in subjects]
+        opened = [await streams.enter_async_context(stage.store.follow([topic])) for topic in topics]
+        assert listening() == before + 1
+        await stage.submit(conversation)
+        await awaited(opened[-1], lambda hint: hint.head is not None)
+        assert server.told("PUBSUB", "NUMSUB", channel)[1] == 1
+    await asyncio.sleep(0)
+    until(lambda: server.told("PUBSUB", "NUMSUB", channel)[1] == 0, "nobody listens for what nobody follows")
+
+
+async def test_a_follower_that_does_not_read_is_told_that_it_missed_something(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hints, "QUEUE", 3)
+    topic = Topic(Topic.WANTED)
+    follower = Follower([topic])
+    for n in range(5):
+        follower.hand(Hint(topic, head=n))
+    follower.close()
+    got = [hint async for hint in follower.hints()]
+    assert [(hint.head, hint.lapsed) for hint in got] == [(2, True), (3, False), (4, False)]
