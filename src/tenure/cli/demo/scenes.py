@@ -72,16 +72,17 @@ async def chat(stage: Stage, mirror: Mirror, hush: asyncio.Event) -> None:
 
 
 async def follow(stage: Stage, mirror: Mirror) -> None:
-    """Follow the stream from any node; one that says nothing for a while may be frozen, so ask another."""
-    while True:
-        async with Client([node.url for node in stage.reachable()], rng=stage.rng) as client:
-            stream = aiter(client.stream(mirror.conversation, len(mirror.events)))
+    """Follow the stream from any node; one that says nothing for a while may be frozen, so ask the next."""
+    async with Client([node.url for node in stage.reachable()], rng=stage.rng) as client:
+        while True:
+            stream = client.stream(mirror.conversation, len(mirror.events))
             with contextlib.suppress(TimeoutError, TenureError):
                 while True:
                     async with asyncio.timeout(SILENCE_S):
                         told = await anext(stream)
                     if isinstance(told, Event):
                         mirror.absorb(told)
+            await client.next_node(0)
 
 
 # --- what happens to owners -----------------------------------------------------------------------------------------
