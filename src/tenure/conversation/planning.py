@@ -67,8 +67,9 @@ def plan(state: Fold, *, lost: int = 0, lost_limit: int = LOST_LIMIT) -> Plan:
     """What a new owner has to do, from the fold alone (rules 9, 13 and 15).
 
     Commands of the core that need no loop are settled in order: a ``stop`` needs no runtime, so it works while the
-    provider is down. A ``start`` does, so it is settled by the loop that it asked for: one that fails is tried again. A call without outcome that is not idempotent gets its one outcome, ``interrupted``; an
-    idempotent one stays open and is restarted by the loop. A turn that has lost more than `lost_limit` owners ends.
+    provider is down. A ``start`` does, so it is settled by the loop that it asked for: one that fails is tried again.
+    A call without outcome that is not idempotent gets its one outcome, ``interrupted``; an idempotent one stays open
+    and is restarted by the loop. A turn that has lost more than `lost_limit` owners ends.
     """
     drafts: list[Draft] = []
     provisional = state
@@ -116,7 +117,9 @@ def settle_urgent(state: Fold, command: Event) -> tuple[Draft, ...]:
     """The drafts that settle a ``now`` command of the core without a loop; none for a kind that only a loop knows."""
     match command.kind:
         case "start":
-            return (_done(command),) if state.started else ()  # settled by a live loop, so a failed start is tried again
+            return (
+                (_done(command),) if state.started else ()
+            )  # settled by a live loop, so a failed start is tried again
         case "stop":
             ends = _interrupted_by(state, command, "stopped")
             refused = [c for c in state.queue if command.body.get("queue") is True and c.seq < command.seq]

@@ -42,10 +42,12 @@ from tenure.errors import (
 )
 from tenure.journal import (
     Command,
+    CommandSettled,
     Delivery,
     Json,
     JsonObject,
     LoopStarted,
+    Outcome,
     RuntimeAttached,
     RuntimeDiscarded,
     RuntimeLost,
@@ -514,7 +516,7 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
     told = draft(StartFailed(failure.step, speakable(tenure.masked(failure.reason)), failure.permanent))
     await tenure.release(
         Reason.FAILED,
-        lambda fold: [*_discarding(tenure, fold, "failed"), told],
+        lambda fold: [*_discarding(tenure, fold, "failed"), told, *(_refusals(fold) if failure.permanent else [])],
         failed=failure.permanent,
         retry_in_s=None if failure.permanent else back_off,
     )
@@ -522,6 +524,12 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
         await _discard(tenure, tenure.fold.runtime)
     if not tenure.ready.done():
         tenure.ready.set_exception(failure)
+
+
+def _refusals(fold: Fold) -> list[Draft]:
+    """A start that failed for good is answered, so that the next one is a new one; otherwise it waits for the next try."""
+    told = {"reason": "the start failed for good"}
+    return [draft(CommandSettled(c.seq, Outcome.REFUSED, told)) for c in fold.urgent if c.kind == "start"]
 
 
 def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
