@@ -19,6 +19,7 @@ from tenure.abc import (
     Duplicate,
     Elsewhere,
     Fenced,
+    Filters,
     Granted,
     Held,
     Load,
@@ -33,6 +34,7 @@ from tenure.conversation import TurnState
 from tenure.errors import StoreError, StoreUnavailableError
 from tenure.journal import read_body
 from tenure.lease import new_incarnation
+from tenure.stores.redis import RedisStore
 from tenure.testing.servers import Console, RedisServer, until
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import AGENT, CREATION, OPEN, Writer, awaited, expect, message, note
@@ -279,6 +281,16 @@ async def test_the_order_of_creation_outlives_a_clock_that_was_set_back(server: 
     for name in names:
         await later.submit(Submit(name, None, CREATION))
     assert [r.conversation for r in await stage.listed()] == [before, *names]
+
+
+async def test_a_partition_never_creates_behind_its_last(server: RedisServer):
+    """Whoever has seen nothing of it."""
+    async with RedisStore(server.url(), partitions=1) as first, RedisStore(server.url()) as fresh:
+        await first.submit(Submit("before", None, CREATION))
+        server.told("ZADD", "tenure:{0}:created", 10**15 * 5, "before")
+        await fresh.submit(Submit("after", None, CREATION))
+        page = await first.list(Filters(), None, 10)
+        assert [record.conversation for record in page.items] == ["before", "after"]
 
 
 async def test_a_lease_does_not_live_longer_when_the_clock_is_set_back(server: RedisServer, stage: Stage):

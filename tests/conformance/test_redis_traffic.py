@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import redis_servers
 
-from tenure.abc import Append, Appended, Death, Filters, Held, Load, Reading
+from tenure.abc import Append, Appended, Death, Filters, Held, Load, Reading, Reason
 from tenure.conversation import Settle
 from tenure.errors import StoreUnavailableError
 from tenure.lease import Epoch, IncarnationId
@@ -115,6 +115,11 @@ async def test_an_idle_sweep_does_not_grow_with_what_is_stored(server: RedisServ
         held = expect(Held, await stage.store.claim(stage.claiming(f"held {n}", me, create=CREATION)))
         await stage.store.append(Append(held.lease, 1, held.record.head, (), IDLE))
     assert await sweep() == empty
+    await stage.submit(conversation := await stage.conversation())
+    backed_off = await stage.claim(conversation, me)
+    farewell = backed_off.farewell(settle=Settle(runnable=True), reason=Reason.FAILED, retry_in_s=LONG_S)
+    await stage.store.release(farewell)
+    assert (await sweep())[0] == empty[0], "what is not due is not fetched"
 
 
 async def test_a_list_costs_its_page(server: RedisServer, stage: Stage):
