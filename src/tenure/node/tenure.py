@@ -29,6 +29,7 @@ from tenure.abc import (
 )
 from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
+from tenure.journal import CORE_COMMANDS
 from tenure.lease import TenureState
 from tenure.node.tasks import Tasks, settled
 
@@ -189,7 +190,10 @@ class Tenure:
                 self.lose(f"epoch {self.fold.epoch} was claimed")
                 self.insist()
             if self.fold.seq >= reading.record.head or not reading.events:
-                return
+                break
+        if self.fold.epoch < self.lease.epoch:  # a fail-over to before our claim
+            self.lose("the store was rewound")
+            self.insist()
 
     async def read(
         self, after: int, limit: int = 1000, *, snapshot: bool = False, kinds: Sequence[str] = ()
@@ -350,7 +354,9 @@ class Tenure:
             before = self.fold
             drafts = tuple(given(before) if callable(given) else given)
             batch = self._batch(before, checked(before, drafts), drafts, None)
-            if failed and batch.settle is not None:
+            # A start or stop that came meanwhile is not left unsettled: the next owner answers it, and then tries again.
+            unheard = any(c.kind in CORE_COMMANDS and c.kind != "message" for c in before.urgent)
+            if failed and not unheard and batch.settle is not None:
                 batch = replace(batch, settle=replace(batch.settle, failed=True, runnable=False))
             request = Release(batch, reason, retry_in_s)
             failures = 0
