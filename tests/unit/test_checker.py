@@ -354,6 +354,10 @@ def a_call_after_the_burial(h: History) -> History:
     return changed(h, Effect, 1, at=5.1)
 
 
+def buried_and_full_of_trust(h: History) -> History:
+    return changed(h, Burial, trusted=True)
+
+
 def the_current_runtime_destroyed(h: History) -> History:
     h.entries.insert(-1, Teardown("c1", "r1", N1, True, 6.0))
     return h
@@ -398,6 +402,7 @@ PLANTED: list[tuple[Callable[[History], History], Guarantee]] = [
     (work_is_forgotten_at_the_end, Guarantee.WANTED),
     (a_loop_after_the_burial, Guarantee.TRUST),
     (a_call_after_the_burial, Guarantee.TRUST),
+    (buried_and_full_of_trust, Guarantee.TRUST),
     (the_current_runtime_destroyed, Guarantee.RUNTIMES),
 ]
 

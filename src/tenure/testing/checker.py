@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 THAW_S = 1.0
-"""What a process that was frozen past its burial has, once thawed, to see the time and end its loops."""
+"""What a process that was frozen has, once thawed, to see the time and to end its loops."""
 
 
 class Guarantee(enum.StrEnum):
@@ -451,13 +451,18 @@ def not_forgotten(history: History) -> Iterator[Violation]:
 
 
 def within_trust(history: History) -> Iterator[Violation]:
-    """A process that was not frozen has ended a loop before its incarnation can be buried, and acts no more after it.
+    """A process that was not frozen has given up, and ended its loops, before its incarnation can be buried as expired;
+    and it acts no more after it.
 
     The store's clock must not have jumped: then leases run out early, and only the fence holds.
     """
     if history.excused("store-clock") or history.excused("rewound"):
         return
     owners = _owners(history)
+    for burial in history.of(Burial):
+        if burial.trusted:
+            what = f"incarnation {burial.incarnation} was buried and still believed in its lease"
+            yield Violation(Guarantee.TRUST, "", what, (repr(burial),))
     buried = {burial.incarnation: burial.at for burial in history.of(Burial)}
     frozen = history.of(Frozen)
     acts = [(s.conversation, s.epoch, s.process, s.ended, repr(s)) for s in history.of(Span)]
@@ -467,7 +472,7 @@ def within_trust(history: History) -> Iterator[Violation]:
         at = buried.get(incarnation)
         if at is None or ended is None or ended <= at:
             continue
-        if any(f.process == process and at <= f.ended and f.started <= ended <= f.ended + THAW_S for f in frozen):
+        if any(f.process == process and f.started <= ended <= f.ended + THAW_S for f in frozen):
             continue
         what = f"{process} acted at {ended:.3f}, its incarnation was buried at {at:.3f}"
         yield Violation(Guarantee.TRUST, conversation, what, (shown,))

@@ -12,7 +12,7 @@ import logging
 import secrets
 from contextlib import contextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 from unittest import mock
 
@@ -79,10 +79,11 @@ class SimCluster:
         self.store_clock = LoopClock(loop, boot_s=5000.0)
         self.store_process = loop.process("store")
         self.recorder = Recorder(loop, self.disk)
+        self.recorder.trusts = self._trusts
         self.members: list[Member] = []
         self._settings = settings
+        self._healed = False
         self._ended = False
-        self._replica: Replica | None = None
 
     def note(self, what: str) -> None:
         self.recorder.note(what)
@@ -108,12 +109,13 @@ class SimCluster:
 
     async def _serve(self, member: Member, process: SimProcess) -> None:
         store = self._store_of(member)
-        agent = SimAgent(self.recorder)
+        config = Config(node=member.name, address=process.name, witness=False, **self._settings)
+        agent = SimAgent(self.recorder, self.rng, config.timing.stop_budget_s * 0.8)
         node = Node(
             store,
             dict.fromkeys(member.agents, agent),
             provider=SimProvider(self.plant, self.recorder),
-            config=Config(node=member.name, address=process.name, witness=False, **self._settings),
+            config=config,
             clock=member.clock,
             rng=self.rng,
             threaded=False,
@@ -217,6 +219,15 @@ class SimCluster:
         self.note(f"the wall clock of {member.name if member else 'the store'} is set by {seconds:+.0f} s")
         (member.clock if member else self.store_clock).step_wall(seconds)
 
+    def _trusts(self, incarnation: str) -> bool:
+        """Whether a process that can act believes in this incarnation's lease."""
+        for member in self.members:
+            node, process = member.node, member.process
+            if node is not None and process is not None and not process.paused and not process.gap_s:
+                if _incarnation(node) == incarnation and not any("no lease" in why for why in node.readiness()):
+                    return True
+        return False
+
     # --- the store and the way to it --------------------------------------------------------------------------------
 
     def cut(self, member: Member, seconds: float, *, requests: bool = True, replies: bool = True) -> None:
@@ -226,7 +237,20 @@ class SimCluster:
         member.link.cut(requests=requests, replies=replies)
         self.loop.call_later(seconds, self.mend, member, context=Context())
 
+    def lag(self, member: Member, back_s: float, seconds: float) -> None:
+        """Replies to the server take `back_s`; after `seconds` its requests are lost, while what was answered arrives."""
+        self.note(f"replies to {member.name} take {back_s:.2f} s for {seconds:.2f} s, then its requests are lost")
+        member.link.conditions = replace(self.conditions, back_s=(back_s * 0.9, back_s))
+
+        def end() -> None:
+            if not self._healed:
+                member.link.conditions = self.conditions
+                self.cut(member, seconds, replies=False)
+
+        self.loop.call_later(seconds, end, context=Context())
+
     def mend(self, member: Member) -> None:
+        """The server's link is whole again."""
         if member.link.requests_cut or member.link.replies_cut:
             self.note(f"{member.name} reaches the store again")
             member.link.mend()
@@ -249,23 +273,24 @@ class SimCluster:
         self.recorder.excuse("store-clock")
         self.store_clock.step_boot(seconds)
 
-    def take_replica(self) -> None:
-        self.note("a replica of the store is here")
-        self._replica = Replica(self.disk)
+    def fail_over(self, lag_s: float) -> None:
+        """The store becomes what it is now, `lag_s` later: what it acknowledges meanwhile is gone."""
+        self.note(f"from now on the replica of the store lags behind, for {lag_s:.2f} s")
+        replica = Replica(self.disk)
 
-    def fail_over(self) -> None:
-        """The store becomes the replica: what it acknowledged since then is gone."""
-        if self._replica is not None:
+        def promote() -> None:
             self.note("THE STORE FAILS OVER to its replica")
-            self._replica.promote()
-            self._replica = None
+            replica.promote()
             self.recorder.rewound()
+
+        self.loop.call_later(lag_s, promote, context=Context())
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def heal(self) -> None:
         """No more faults: links whole and calm, everybody awake and up, runtimes to be had."""
         self.note("all is healed")
+        self._healed = True
         self.unstall_store()
         self.plant.fails = self.plant.hangs = 0.0
         for member in self.members:

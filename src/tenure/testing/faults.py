@@ -81,6 +81,8 @@ class Conditions:
 
     delay_s: tuple[float, float] = (0.0005, 0.003)
     """One way."""
+    back_s: tuple[float, float] | None = None
+    """The way back, if it takes another time."""
     stall: float = 0.0
     """The chance that a request or reply takes `stall_s` instead."""
     stall_s: tuple[float, float] = (0.1, 2.0)
@@ -172,10 +174,11 @@ class FaultyStore(Store):
         finally:
             patience.cancel()
 
-    def _delay_s(self) -> float:
+    def _delay_s(self, *, back: bool = False) -> float:
         conditions = self.link.conditions
+        usual = conditions.back_s if back and conditions.back_s is not None else conditions.delay_s
         stalls = self._rng.random() < conditions.stall
-        return self._rng.uniform(*(conditions.stall_s if stalls else conditions.delay_s))
+        return self._rng.uniform(*(conditions.stall_s if stalls else usual))
 
     def _serve(self, request: _Request) -> None:
         """The request reached the store. Runs on the store's side, whatever became of the caller."""
@@ -191,7 +194,7 @@ class FaultyStore(Store):
         lost = self._rng.random() < self.link.conditions.lose_reply
         if request.answer is None or lost:
             return
-        back = self._delay_s()
+        back = self._delay_s(back=True)
         asyncio.get_running_loop().call_later(back, self._deliver, request, result, error, context=self._served_in)
 
     def _deliver(self, request: _Request, result: Any, error: Exception | None) -> None:

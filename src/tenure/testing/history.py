@@ -91,12 +91,16 @@ class Write:
 @final
 @dataclass(frozen=True, slots=True)
 class Burial:
-    """The store marked an incarnation dead for good: ``expired``, ``retired`` or ``exited``."""
+    """The store marked an incarnation dead for good: ``expired``, ``retired`` or ``exited``.
+
+    `trusted`: at that moment its node, which was not frozen, still believed in its lease.
+    """
 
     type: ClassVar[str] = "burial"
     incarnation: str
     why: str
     at: float
+    trusted: bool = False
 
 
 @final

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from tenure.abc import Accepted, Append, Appended, Buried, Release, ReleasedNow, Submit
+from tenure.abc import Accepted, Append, Appended, Buried, Death, Release, ReleasedNow, Submit
 from tenure.conversation import Fold, fold
 from tenure.errors import JournalError
 from tenure.journal import Claimed, Event, read_body
@@ -32,7 +32,7 @@ from tenure.testing.history import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tenure.conversation import Record
     from tenure.lease import Lease
@@ -65,6 +65,8 @@ class Recorder:
         self._frozen: dict[str, float] = {}
         self._buried: set[str] = set()
         self._refused_keys: set[str] = set()
+        self.trusts: Callable[[str], bool] = lambda _: False
+        """Whether the node of an incarnation, not frozen, believes in its lease."""
         self.history = History()
         self.timeline: list[str] = []
         self.shadows: dict[str, Shadow] = {}
@@ -101,7 +103,8 @@ class Recorder:
                 self._mix(f"bury {type(result).__name__}")
                 if isinstance(result, Buried) and arguments[0] not in self._buried:
                     self._buried.add(arguments[0])
-                    self.history.add(Burial(arguments[0], str(arguments[1]), self._loop.time()))
+                    trusted = arguments[1] is Death.EXPIRED and self.trusts(arguments[0])
+                    self.history.add(Burial(arguments[0], str(arguments[1]), self._loop.time(), trusted))
             case _:
                 self._mix(f"{operation} {type(result).__name__}")
 

@@ -41,8 +41,11 @@ def script(*steps: Step) -> str:
 class SimAgent(AgentLoop):
     """The agent; one for each simulated process."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, rng: random.Random, farewell_s: float = 0.0) -> None:
         self._recorder = recorder
+        self._rng = rng
+        self._farewell_s = farewell_s
+        """The longest that a loop takes to end, also when it is cancelled."""
 
     def check(self, settings: JsonObject) -> JsonObject:
         return settings
@@ -54,7 +57,10 @@ class SimAgent(AgentLoop):
         try:
             yield _Live(self._recorder, process)
         finally:
-            self._recorder.ended(span)
+            try:
+                await asyncio.sleep(self._rng.choice((0.0, self._rng.random(), 1.0)) * self._farewell_s)
+            finally:  # cancelled once more: then it ends now
+                self._recorder.ended(span)
 
 
 @final
