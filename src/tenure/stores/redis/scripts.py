@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, final
 
@@ -91,13 +90,17 @@ def _in_order(names: Sequence[str], given: dict[str, Argument | Rest]) -> list[A
     return arguments
 
 
-@cache
+_SCRIPTS = {  # read once, with the program: the event loop waits for no disk
+    name: Script(name)
+    for name in sorted(file.name.removesuffix(".lua") for file in _LUA.iterdir() if file.name.endswith(".lua"))
+}
+
+
 def script(name: str) -> Script:
     """The script of that name."""
-    return Script(name)
+    return _SCRIPTS[name]
 
 
-@cache
-def all_scripts() -> tuple[Script, ...]:
+def all_scripts() -> Sequence[Script]:
     """Every script, for a server that has just been connected to."""
-    return tuple(script(file.name.removesuffix(".lua")) for file in sorted(_LUA.iterdir(), key=str) if file.is_file())
+    return tuple(_SCRIPTS.values())

@@ -16,7 +16,6 @@ from tenure.stores.redis.keys import NODES, Keyspace
 from tenure.stores.redis.reading import Reads
 from tenure.stores.redis.registry import Registry
 from tenure.stores.redis.replies import MICROSECONDS, MILLISECONDS
-from tenure.stores.redis.scripts import all_scripts
 from tenure.stores.redis.servers import Lane, Servers
 from tenure.stores.redis.sweep import Sweep
 from tenure.stores.redis.writing import Writes
@@ -91,7 +90,6 @@ class RedisStore(Store):
         self._partitions = partitions
         self._is_sibling = False
         self._opened: _Opened | None = None
-        all_scripts()  # their files are read here, not in the event loop
 
     @property
     def url(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only is meant
