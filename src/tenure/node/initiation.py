@@ -59,6 +59,7 @@ from tenure.journal import (
 )
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
 from tenure.node.credentials import credentials
+from tenure.node.reaper import runtime_names
 from tenure.node.reasons import reason_of, speakable
 from tenure.node.tasks import settled
 from tenure.node.tenure import Tenure
@@ -428,7 +429,7 @@ async def provision(tenure: Tenure) -> Runtime:
     async with _bounded(tenure):
         runtime = await _reattach(tenure)
         if runtime is None:
-            spec = _spec(tenure, f"{means.identity}.{tenure.conversation_id}.e{tenure.lease.epoch}")
+            spec = _spec(tenure, runtime_names(means.identity, tenure.conversation_id, tenure.lease.epoch)[0])
             retired = tenure.fold.runtime
             lost = [draft(RuntimeLost(retired, "its owner is gone"))] if retired is not None else []
             await tenure.append([*lost, draft(RuntimeRequested(spec.name, means.provider.kind))])
@@ -470,7 +471,7 @@ async def _reattach(tenure: Tenure) -> Runtime | None:
 
 
 def _spec(tenure: Tenure, name: str) -> RuntimeSpec:
-    workspace = f"{tenure.means.identity}.{tenure.conversation_id}"
+    _, workspace = runtime_names(tenure.means.identity, tenure.conversation_id, tenure.lease.epoch)
     return RuntimeSpec(name, workspace, tenure.conversation_id, tenure.fold.settings)
 
 

@@ -13,7 +13,7 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from tenure.abc import About, NodeRecord, Refused, Submit, Submitted, TooLarge
+from tenure.abc import About, NodeRecord, Refused, RuntimeFailure, Submit, Submitted, TooLarge
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
@@ -33,7 +33,7 @@ from tenure.node.drain import drain, settle_down
 from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
-from tenure.node.reaper import Reaper
+from tenure.node.reaper import Reaper, runtime_names
 from tenure.node.reasons import reason_of
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
@@ -52,6 +52,7 @@ SUBMIT_TRIES = 4
 SUBMIT_S = 3.0
 """A store that has not answered for this long is out: the caller hears it, and tries again."""
 DIRECTORY_S = 0.2
+FORGET_S = 30.0
 ANSWER_FRAME = 4096
 """What an event takes beside the answer that it carries; the name of a question is bounded."""
 CLOSE_S = 8.0
@@ -424,6 +425,19 @@ class Node:
             nodes = {n.incarnation: n for n in await self.store.nodes()}
             self._living = (now, nodes)
         return nodes
+
+    def forget(self, conversation_id: str, epoch: Epoch) -> None:
+        """A deleted conversation's workspace goes at once, not with the reaper's next round, which finds runtimes alone.
+        `epoch` is its last before the deletion. Best effort, in the background."""
+        self.tasks.start(self._forget(conversation_id, epoch), f"forget {conversation_id}")
+
+    async def _forget(self, conversation_id: str, epoch: Epoch) -> None:
+        try:
+            async with asyncio.timeout(FORGET_S):
+                name, workspace = runtime_names(self._identity, conversation_id, epoch)
+                await self.provider.discard(name, workspace)
+        except (RuntimeFailure, TimeoutError, OSError) as error:
+            log.warning("files are left behind: %s", error, extra={"conversation": conversation_id})
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 

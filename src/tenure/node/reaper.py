@@ -20,6 +20,11 @@ log = logging.getLogger("tenure.reaper")
 FIRST_LOOK_S = 0.5
 
 
+def runtime_names(identity: str, conversation_id: str, epoch: int) -> tuple[str, str]:
+    """What the runtime that an epoch provisions is called, and the workspace that it shares with those before it."""
+    return f"{identity}.{conversation_id}.e{epoch}", f"{identity}.{conversation_id}"
+
+
 @final
 class Reaper:
     """The periodic look at what the provider has."""
@@ -60,7 +65,7 @@ class Reaper:
                 verdict = await self._verdict(name, conversation)
                 if verdict is None:
                     continue
-                workspace = f"{means.identity}.{conversation}" if verdict == "deleted" else None
+                workspace = runtime_names(means.identity, conversation, 0)[1] if verdict == "deleted" else None
                 await means.provider.discard(name, workspace)
             except StoreUnavailableError:
                 raise

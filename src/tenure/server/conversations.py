@@ -152,6 +152,7 @@ class Conversations:
             result = await self.store.delete(conversation, record.epoch, user_id or "operator")
             match result:
                 case Deleted():
+                    self.node.forget(conversation, record.epoch)
                     return Response(status_code=204)
                 case Stale(record):
                     continue
