@@ -13,14 +13,14 @@ from tenure.errors import InvalidInputError
 from tenure.lease import Epoch
 from tenure.stores.redis import hints, reading, writing
 from tenure.stores.redis.hints import Follower
-from tenure.testing.servers import RedisServer, until
+from tenure.testing.servers import RedisServer, redis_binary, until
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import CREATION, PATIENCE_S, awaited, expect, note
 
 
 @pytest.fixture
 def server() -> RedisServer:
-    return redis_servers.shared_server(next(iter(redis_servers.BINARIES.values())))
+    return redis_servers.shared_server(redis_binary())
 
 
 @pytest.fixture

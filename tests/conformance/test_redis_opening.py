@@ -20,10 +20,8 @@ from tenure.errors import StoreUnavailableError, StoreUnfitError
 from tenure.stores.redis import RedisStore, fitness
 from tenure.stores.redis.address import Endpoint
 from tenure.stores.redis.servers import Servers
-from tenure.testing.servers import RedisServer, until
+from tenure.testing.servers import RedisServer, redis_binary, until
 from tenure.testing.store_suite.stage import awaited
-
-BINARY = next(iter(redis_servers.BINARIES.values()))
 
 type Start = Callable[..., RedisServer]
 
@@ -34,7 +32,9 @@ def start() -> Iterator[Start]:
     with ExitStack() as servers:
         yield lambda **options: servers.enter_context(
             RedisServer(
-                redis_servers.folder(), binary=BINARY, options={k.replace("_", "-"): v for k, v in options.items()}
+                redis_servers.folder(),
+                binary=redis_binary(),
+                options={k.replace("_", "-"): v for k, v in options.items()},
             )
         )
 

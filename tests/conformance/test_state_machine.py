@@ -60,6 +60,7 @@ from tenure.stores.memory import Disk, MemoryStore
 from tenure.stores.redis import RedisStore
 from tenure.stores.sqlite import SqliteStore
 from tenure.testing.clock import ManualClock
+from tenure.testing.servers import redis_binary
 
 TTL_S = 4.0
 AGENT = "agent"
@@ -432,8 +433,7 @@ class SqliteMachine(StoreMachine):
 
 class RedisMachine(StoreMachine):
     def __init__(self) -> None:
-        (self.binary, *_) = redis_servers.BINARIES.values()
-        self.url = redis_servers.shared_server(self.binary).url(prefix=redis_servers.prefix())
+        self.url = redis_servers.shared_server(redis_binary()).url(prefix=redis_servers.prefix())
         super().__init__()
 
     def open(self, folder: Path, clock: ManualClock) -> Store:
