@@ -353,9 +353,10 @@ class Tenure:
             self.state = TenureState.RELEASING
             before = self.fold
             drafts = tuple(given(before) if callable(given) else given)
-            batch = self._batch(before, checked(before, drafts), drafts, None)
-            # A start or stop that came meanwhile is not left unsettled: the next owner answers it, and then tries again.
-            unheard = any(c.kind in CORE_COMMANDS and c.kind != "message" for c in before.urgent)
+            after = checked(before, drafts)
+            batch = self._batch(before, after, drafts, None)
+            # A stop that came meanwhile is not left unsettled: the next owner answers it, and then tries again.
+            unheard = any(c.kind in CORE_COMMANDS and c.kind != "message" for c in after.urgent)
             if failed and not unheard and batch.settle is not None:
                 batch = replace(batch, settle=replace(batch.settle, failed=True, runnable=False))
             request = Release(batch, reason, retry_in_s)

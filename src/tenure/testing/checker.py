@@ -322,8 +322,8 @@ def _settled_twice(history: History) -> Iterator[Violation]:
 
 
 def fail_safe_start(history: History) -> Iterator[Violation]:
-    """After a failed start nothing of that epoch follows but the runtime's end and the release; what was provisioned
-    for it is discarded; and whoever was told so finds the reason in the journal."""
+    """After a failed start nothing of that epoch follows but the runtime's end, answers to commands, and the release;
+    what was provisioned for it is discarded; and whoever was told so finds the reason in the journal."""
     reasons: dict[str, int] = Counter()
     for journal in history.of(Journal):
         failed: Event | None = None
@@ -340,7 +340,7 @@ def fail_safe_start(history: History) -> Iterator[Violation]:
             elif isinstance(body, Claimed):
                 failed = None
             elif failed is not None and event.epoch is not None:
-                if not isinstance(body, RuntimeDiscarded | RuntimeLost | Released):
+                if not isinstance(body, RuntimeDiscarded | RuntimeLost | CommandSettled | Released):
                     what = f"{event.kind} follows a failed start of the same epoch"
                     yield Violation(Guarantee.FAIL_SAFE_START, journal.conversation, what, _at(failed, event))
                 elif isinstance(body, Released) and current is not None:
