@@ -23,6 +23,8 @@ class Mirror:
         self.owner: Claimed | None = None
         self.turn: str | None = None
         self.calls: set[str] = set()
+        self.done = 0
+        """How many calls of the open turn have their outcome."""
         self.settled: set[int] = set()
         self.flaws: list[str] = []
         self._screen = screen
@@ -42,6 +44,7 @@ class Mirror:
         self.events.append(event)
         self.calls |= set(event.opens)
         self.calls -= set(event.closes)
+        self.done = 0 if event.kind == "turn_started" else self.done + len(event.closes)
         match read_body(event):
             case Claimed() as claimed:
                 self.owner = claimed

@@ -126,7 +126,9 @@ async def freeze(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], stor
 async def drain(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], group: asyncio.TaskGroup) -> str:
     """``SIGTERM``: turns go on for a while, the rest is handed over; it must exit with 0. Then it is started again."""
     await all_up(stage)
-    victim = await _in_mid_call(stage, mirrors, spared)
+    victim = await _in_mid_call(
+        stage, mirrors, spared, at_first_call=True
+    )  # so that it outlasts what the node is given
     node = stage.nodes[_owner(victim)]
     fault = _begin(stage, "drained", victim)
     node.drain()
@@ -161,11 +163,14 @@ def _owner(mirror: Mirror) -> str:
     return mirror.owner.node
 
 
-async def _in_mid_call(stage: Stage, mirrors: Sequence[Mirror], spared: set[str]) -> Mirror:
+async def _in_mid_call(
+    stage: Stage, mirrors: Sequence[Mirror], spared: set[str], *, at_first_call: bool = False
+) -> Mirror:
     """A conversation whose tool runs at this moment, preferably not on a node that has suffered already."""
     deadline = time.time() + PATIENCE_S
     while time.time() < deadline:
         busy = [m for m in mirrors if m.in_mid_call and stage.screen.nodes.get(_owner(m)) == "up"]
+        busy = [mirror for mirror in busy if mirror.done == 0 or not at_first_call]
         fresh = [mirror for mirror in busy if _owner(mirror) not in spared]
         if fresh or (busy and time.time() > deadline - PATIENCE_S + 1):
             return stage.rng.choice(fresh or busy)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tenure.cli.demo.verdict import Takeover, Verdict
 
-TTL_S, DRAIN_S = 2.0, 1.0
+TTL_S, DRAIN_S = 2.0, 0.5
 """What the demo's nodes are told."""
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _STATES = {"up": "green", "killed": "red", "frozen": "blue", "draining": "yellow", "starting": "dim", "left": "dim"}
