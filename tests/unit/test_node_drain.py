@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from node_support import (
     Agent,
+    C,
     Cluster,
     Provider,
     answered_after,
@@ -171,6 +172,23 @@ async def test_a_start_whose_runtime_is_just_being_named_is_handed_over(cluster:
     await leaving
     assert cluster.owner() is None
     assert cluster.kinds()[-3:] == ["runtime_requested", "runtime_discarded", "released"]
+
+
+@in_virtual_time
+async def test_a_release_that_is_under_way_is_left_to_itself(cluster: Cluster):
+    node = await cluster.add(idle_s=1)
+    await node.start()
+    tenure = node.tenure()
+    under_way = asyncio.Event()
+    node.rig.once("release_all", answered_after(under_way))
+    await until(lambda: cluster.owner() is None)
+    leaving = asyncio.ensure_future(node.leave(0))
+    await asyncio.sleep(0.5)
+    under_way.set()
+    await leaving
+    assert tenure._loss is None
+    assert len(node.provider.did("discard")) == 1
+    assert await cluster.store.refusals(C) == []
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -187,6 +187,31 @@ async def test_a_forced_takeover_ends_the_loop_of_a_live_owner(cluster: Cluster)
 
 
 @in_virtual_time
+async def test_a_loop_and_its_successor_on_one_node_do_not_run_side_by_side(cluster: Cluster):
+    """Taken over by force from itself, the node waits until the loop that it cancels has ended."""
+    together: list[int] = []
+
+    async def opening(place: Any) -> None:
+        together.append(len(node.agent.alive))
+
+    async def slow_to_end(turn: Turn) -> None:
+        try:
+            await for_ever()
+        except asyncio.CancelledError:
+            await asyncio.sleep(2)
+            raise
+
+    node = await cluster.add(agent=Agent(on_turn=slow_to_end, on_open=opening))
+    said = await cluster.say(via=node)
+    await until(lambda: node.agent.turns)
+    node.agent.on_turn = reply
+    for epoch in (1, 2):
+        await node.ask(node.node.take_over(C, Epoch(epoch)))
+    await until(lambda: cluster.settled(said))
+    assert together == [0, 0, 0]
+
+
+@in_virtual_time
 async def test_c1_the_late_write_of_a_loser_is_refused_by_the_store(cluster: Cluster):
     """The notice does not arrive: the fence alone ends the old loop, at its next write."""
     go = asyncio.Event()

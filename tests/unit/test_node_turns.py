@@ -23,7 +23,18 @@ from node_support import (
 from tenure.abc import Hint, Submit, TooLarge, Topic, Turn
 from tenure.conversation import Status, TurnState
 from tenure.errors import InvalidInputError, OwnershipLostError
-from tenure.journal import Command, Delivery, Draft, Event, Json, Policy
+from tenure.journal import (
+    CallFinished,
+    CallRestarted,
+    CallStarted,
+    Command,
+    Delivery,
+    Draft,
+    Event,
+    Json,
+    Policy,
+    draft,
+)
 from tenure.lease import Epoch
 
 
@@ -331,6 +342,7 @@ async def test_a_stop_answers_what_the_loop_was_asked_and_has_not_answered(clust
     stop = await cluster.command("stop", via=node)
     await until(lambda: cluster.settled(pause) and cluster.settled(stop) and cluster.owner() is None)
     assert not cluster.record().wanted
+    assert cluster.record().epoch == 1
 
 
 @in_virtual_time
@@ -501,7 +513,7 @@ async def test_a_steered_message_is_not_taken_twice_when_its_turn_ends_meanwhile
 @in_virtual_time
 async def test_a_message_that_steers_a_waiting_turn_does_not_spin(cluster: Cluster):
     await cluster.create(policy=Policy.STEER)
-    nodes = [await cluster.add(agent=Agent(on_turn=ask_first), idle_s=1) for _ in range(2)]
+    nodes = [await cluster.add(agent=Agent(on_turn=ask_first), idle_s=1, ttl_s=30, sweep_s=5) for _ in range(2)]
     await cluster.say("first", via=nodes[0])
     await until(lambda: cluster.status() is Status.WAITING)
     second = await cluster.say("second", via=nodes[0])
@@ -612,6 +624,23 @@ async def test_an_agent_that_journals_while_it_is_cut_breaks_nothing(cluster: Cl
 
 
 @in_virtual_time
+async def test_appends_that_an_agent_leaves_behind_when_it_returns_break_nothing(cluster: Cluster):
+    async def careless(turn: Turn) -> None:
+        for n in range(3):
+            left = asyncio.ensure_future(turn.journal([draft(CallStarted(f"{turn.id}.{n}", "left"))]))
+            left.add_done_callback(lambda task: task.exception())
+            await asyncio.sleep(0)
+
+    node = await cluster.add(agent=Agent(on_turn=careless))
+    for _ in range(3):
+        said = await cluster.say(via=node)
+        await until(lambda said=said: cluster.settled(said))
+    assert cluster.events("start_failed") == []
+    assert len(cluster.events("call_started")) == len(cluster.events("call_interrupted"))
+    cluster.fold()
+
+
+@in_virtual_time
 async def test_an_agent_may_write_no_kind_of_the_core(cluster: Cluster):
     refused: list[str] = []
 
@@ -706,8 +735,6 @@ async def test_c16_an_idempotent_call_is_not_interrupted_first(cluster: Cluster)
     a.kill()
 
     async def again(turn: Turn) -> None:
-        from tenure.journal import CallFinished, CallRestarted, draft
-
         name = str(next(e.body["call"] for e in turn.past if e.kind == "call_started"))
         await turn.journal([draft(CallRestarted(name, 2))])
         await turn.journal([draft(CallFinished(name, "once"))])
@@ -721,8 +748,6 @@ async def test_c16_an_idempotent_call_is_not_interrupted_first(cluster: Cluster)
 @in_virtual_time
 async def test_c16_no_turn_ends_over_an_open_call(cluster: Cluster):
     async def forget(turn: Turn) -> None:
-        from tenure.journal import CallStarted, draft
-
         await turn.journal([draft(CallStarted("x", "x", idempotent=True))])
 
     node = await cluster.add(agent=Agent(on_turn=forget))

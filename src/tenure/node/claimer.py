@@ -96,11 +96,12 @@ class Claimer:
         cursor: str | None = None
         while True:
             page = await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
-            free = [w for w in page.items if not self._poked(w) and w.conversation not in self._incarnation.starting]
+            under_way = self._incarnation.starting.keys() | self._incarnation.claiming.keys()
+            free = [w for w in page.items if not self._poked(w) and w.conversation not in under_way]
             room = self._room()
             if free and room > 0:
                 self._means.rng.shuffle(free)
-                await settled(self._means.tasks.start(self._claim(free[:room]), "claim"))
+                await settled(self._begin(free[:room]))
             cursor = page.cursor
             if cursor is None or self._incarnation.given_up:
                 return
@@ -118,6 +119,15 @@ class Claimer:
             return 0
         return self._means.config.capacity - self._incarnation.held
 
+    def _begin(self, wanted: Sequence[Wanted]) -> asyncio.Task[None]:
+        """Not cancelled with the sweep, and known from here on: a start of one of them waits for it."""
+        task = self._means.tasks.start(self._claim(wanted), "claim")
+        claiming = self._incarnation.claiming
+        for w in wanted:
+            claiming[w.conversation] = task
+            task.add_done_callback(lambda _, name=w.conversation: claiming.pop(name, None))
+        return task
+
     async def _claim(self, wanted: Sequence[Wanted]) -> None:
         """One batch, repeated unchanged until it is answered: a claim is never forgotten (rule 3)."""
         config = self._means.config
@@ -133,16 +143,9 @@ class Claimer:
             )
             for w in wanted
         ]
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._incarnation.claiming |= dict.fromkeys((w.conversation for w in wanted), answered)
-        try:
-            for answer in await self._answers(claims):
-                if isinstance(answer, Held) and not self._incarnation.given_up:
-                    adopt(self._incarnation, answer)
-        finally:
-            answered.set_result(None)
-            for w in wanted:
-                del self._incarnation.claiming[w.conversation]
+        for answer in await self._answers(claims):
+            if isinstance(answer, Held) and not self._incarnation.given_up:
+                adopt(self._incarnation, answer)
 
     async def _answers(self, claims: Sequence[Claim]) -> Sequence[Claimed]:
         failures = 0

@@ -43,7 +43,7 @@ class Incarnation:
         """What tenures run and has not ended, those included that were lost or superseded."""
         self.starting: dict[str, Start] = {}
         """Explicit starts under way: joined, never doubled, and not cancelled with who asked."""
-        self.claiming: dict[str, asyncio.Future[None]] = {}
+        self.claiming: dict[str, asyncio.Task[None]] = {}
         """Conversations that the sweep claims just now."""
         self.over = asyncio.Event()
         """Given up or retired: set once, in the node's event loop."""

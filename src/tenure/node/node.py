@@ -180,8 +180,7 @@ class Node:
     async def _serve(self, incarnation: Incarnation) -> None:
         keepers = self._keepers(incarnation)
         try:
-            if self._leaving is None:
-                await incarnation.over.wait()
+            await incarnation.over.wait()
         finally:
             await ended(keepers, CLOSE_S)
             if not incarnation.retired:
