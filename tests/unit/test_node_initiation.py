@@ -21,6 +21,7 @@ from node_support import (
 from tenure.abc import Held, Place, RuntimeFailure
 from tenure.conversation import Status
 from tenure.errors import (
+    CommandRefusedError,
     ConversationDeletedError,
     ConversationExistsError,
     ConversationOwnedElsewhereError,
@@ -814,6 +815,12 @@ async def test_a_takeover_at_an_epoch_that_has_moved_on_changes_nothing(cluster:
     before = cluster.journal()
     with pytest.raises(ConversationOwnedElsewhereError):
         await b.ask(b.node.take_over(C, Epoch(7)))
+    assert cluster.journal() == before
+    await a.leave()
+    before = cluster.journal()
+    with pytest.raises(CommandRefusedError) as caught:
+        await b.ask(b.node.take_over(C, Epoch(7)))
+    assert caught.value.reason == "epoch-moved"
     assert cluster.journal() == before
     with pytest.raises(UnknownConversationError):
         await b.ask(b.node.take_over("nobody", Epoch(0)))

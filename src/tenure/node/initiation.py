@@ -29,6 +29,7 @@ from tenure.abc import (
 )
 from tenure.conversation import Plan, Then, plan
 from tenure.errors import (
+    CommandRefusedError,
     ConversationDeletedError,
     ConversationExistsError,
     ConversationOwnedElsewhereError,
@@ -42,25 +43,22 @@ from tenure.errors import (
 )
 from tenure.journal import (
     Command,
-    CommandSettled,
     Delivery,
     Json,
     JsonObject,
     LoopStarted,
-    Outcome,
     RuntimeAttached,
-    RuntimeDiscarded,
     RuntimeLost,
     RuntimeReady,
     RuntimeRequested,
-    StartFailed,
     digest,
     draft,
 )
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
 from tenure.node.credentials import credentials
 from tenure.node.reaper import runtime_names
-from tenure.node.reasons import reason_of, speakable
+from tenure.node.reasons import reason_of
+from tenure.node.release import fail, outlast, release
 from tenure.node.tasks import settled
 from tenure.node.tenure import Tenure
 from tenure.node.turn import LivePlace
@@ -71,9 +69,8 @@ if TYPE_CHECKING:
 
     from tenure.abc import AgentLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
-    from tenure.conversation import Fold, Record, Status
+    from tenure.conversation import Record, Status
     from tenure.errors import Owner
-    from tenure.journal import Draft
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
@@ -82,7 +79,6 @@ log = logging.getLogger("tenure.initiation")
 TRIES = 20
 CLOSE_S = 10.0
 """How long a loop may take to close."""
-DISCARD_S = 30.0
 
 
 @final
@@ -279,7 +275,8 @@ async def _bury_or_raise(means: Means, conversation_id: str, record: Record) -> 
 
 def _elsewhere(conversation_id: str, record: Record, expires_in_s: float | None = None) -> TenureError:
     if record.owner is None:
-        return NodeUnavailableError(f"conversation {conversation_id} has moved on to epoch {record.epoch}; look again")
+        moved_on = f"conversation {conversation_id} has moved on to epoch {record.epoch}; look again"
+        return CommandRefusedError(conversation_id, "epoch-moved", moved_on)
     return ConversationOwnedElsewhereError(conversation_id, replace(record.owner, expires_in_s=expires_in_s))
 
 
@@ -346,7 +343,7 @@ async def hold(tenure: Tenure) -> None:
         log.exception("could not be released", extra={"conversation": tenure.conversation_id})
         tenure.lose(f"could not be released: {reason_of(error)}")
     finally:
-        await _outlast(tenure)
+        await outlast(tenure)
 
 
 async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableError:
@@ -394,14 +391,6 @@ async def _succeed(tenure: Tenure) -> None:
     running = [work for work in tenure.predecessors if not work.done()]
     if running and (await asyncio.wait(running, timeout=CLOSE_S))[1]:
         log.error("starting beside a loop that ignores its end", extra={"conversation": tenure.conversation_id})
-
-
-async def _outlast(tenure: Tenure) -> None:
-    """What ignores its cancellation is waited for: no node registers anew while an old loop runs (rule 11)."""
-    running = [t for t in tenure.strays if not t.done()]
-    if running:
-        log.error("waiting for an agent that was cancelled", extra={"conversation": tenure.conversation_id})
-        await asyncio.wait(running)
 
 
 async def fold_and_settle(tenure: Tenure) -> Plan:
@@ -500,54 +489,6 @@ async def _close(tenure: Tenure, opened: AsyncExitStack) -> None:
             await opened.__aexit__(*sys.exc_info())
     except Exception:
         log.exception("the loop did not close well", extra={"conversation": tenure.conversation_id})
-
-
-async def release(tenure: Tenure, reason: Reason) -> None:
-    """Let go; a runtime that cannot outlive its node is discarded, and the journal says so before it happens."""
-    await tenure.release(reason, lambda fold: _discarding(tenure, fold, reason.value))
-    name = tenure.fold.runtime
-    if name is not None and _discarding(tenure, tenure.fold, reason.value):
-        await _discard(tenure, name)
-
-
-async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
-    """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
-    means = tenure.means
-    back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
-    told = draft(StartFailed(failure.step, speakable(tenure.masked(failure.reason)), failure.permanent))
-    await tenure.release(
-        Reason.FAILED,
-        lambda fold: [*_discarding(tenure, fold, "failed"), told, *(_refusals(fold) if failure.permanent else [])],
-        failed=failure.permanent,
-        retry_in_s=None if failure.permanent else back_off,
-    )
-    if tenure.fold.runtime is not None:
-        await _discard(tenure, tenure.fold.runtime)
-    if not tenure.ready.done():
-        tenure.ready.set_exception(failure)
-
-
-def _refusals(fold: Fold) -> list[Draft]:
-    """A start that failed for good is answered, so that the next one is a new one; otherwise it waits for the next try."""
-    told = {"reason": "the start failed for good"}
-    return [draft(CommandSettled(c.seq, Outcome.REFUSED, told)) for c in fold.urgent if c.kind == "start"]
-
-
-def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
-    """Asked when the release's time has come: the append that names the runtime may still have been under way."""
-    name = fold.runtime
-    if name is None or (tenure.means.provider.outlives_node and reason != "failed"):
-        return []
-    return [draft(RuntimeDiscarded(name, reason))]
-
-
-async def _discard(tenure: Tenure, name: str) -> None:
-    """Torn down now if the provider answers; otherwise the reaper finds it by the journal's word."""
-    try:
-        async with asyncio.timeout(DISCARD_S):
-            await tenure.means.provider.discard(name)
-    except Exception as error:
-        log.warning("runtime %s is left to the reaper: %s", name, reason_of(error))
 
 
 def _means(incarnation: Incarnation) -> Means:

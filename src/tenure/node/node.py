@@ -362,7 +362,8 @@ class Node:
     async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:
         """Claim by force from the owner at `expected_epoch`, alive or not.
 
-        :raises ConversationOwnedElsewhereError: the epoch has moved on; nothing was changed. The rest as for a start.
+        :raises ConversationOwnedElsewhereError: the epoch has moved on, and somebody owns it; nothing was changed.
+        :raises CommandRefusedError: the epoch has moved on, and nobody does. The rest as for a start.
         """
         before = (await self.store.records([conversation_id]))[0]
         info = await self._start(Wish(conversation_id, forced=expected_epoch))

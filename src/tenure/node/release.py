@@ -1,0 +1,77 @@
+"""Letting go: the end of every tenure that is not lost. The journal hears of it before anything is destroyed (rule 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tenure.abc import Reason
+from tenure.journal import CommandSettled, Outcome, RuntimeDiscarded, StartFailed, draft
+from tenure.node.reasons import reason_of, speakable
+
+if TYPE_CHECKING:
+    from tenure.conversation import Fold
+    from tenure.errors import ProvisioningError
+    from tenure.journal import Draft
+    from tenure.node.tenure import Tenure
+
+log = logging.getLogger("tenure.release")
+
+DISCARD_S = 30.0
+
+
+async def release(tenure: Tenure, reason: Reason) -> None:
+    """Let go; a runtime that cannot outlive its node is discarded, and the journal says so before it happens."""
+    await tenure.release(reason, lambda fold: _discarding(tenure, fold, reason.value))
+    name = tenure.fold.runtime
+    if name is not None and _discarding(tenure, tenure.fold, reason.value):
+        await _discard(tenure, name)
+
+
+async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
+    """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
+    means = tenure.means
+    back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
+    told = draft(StartFailed(failure.step, speakable(tenure.masked(failure.reason)), failure.permanent))
+    await tenure.release(
+        Reason.FAILED,
+        lambda fold: [*_discarding(tenure, fold, "failed"), told, *(_refusals(fold) if failure.permanent else [])],
+        failed=failure.permanent,
+        retry_in_s=None if failure.permanent else back_off,
+    )
+    if tenure.fold.runtime is not None:
+        await _discard(tenure, tenure.fold.runtime)
+    if not tenure.ready.done():
+        tenure.ready.set_exception(failure)
+
+
+def _refusals(fold: Fold) -> list[Draft]:
+    """A start that failed for good is answered, so that the next one is a new one; otherwise it waits for the next try."""
+    told = {"reason": "the start failed for good"}
+    return [draft(CommandSettled(c.seq, Outcome.REFUSED, told)) for c in fold.urgent if c.kind == "start"]
+
+
+def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
+    """Asked when the release's time has come: the append that names the runtime may still have been under way."""
+    name = fold.runtime
+    if name is None or (tenure.means.provider.outlives_node and reason != "failed"):
+        return []
+    return [draft(RuntimeDiscarded(name, reason))]
+
+
+async def _discard(tenure: Tenure, name: str) -> None:
+    """Torn down now if the provider answers; otherwise the reaper finds it by the journal's word."""
+    try:
+        async with asyncio.timeout(DISCARD_S):
+            await tenure.means.provider.discard(name)
+    except Exception as error:
+        log.warning("runtime %s is left to the reaper: %s", name, reason_of(error))
+
+
+async def outlast(tenure: Tenure) -> None:
+    """What ignores its cancellation is waited for: no node registers anew while an old loop runs (rule 11)."""
+    running = [t for t in tenure.strays if not t.done()]
+    if running:
+        log.error("waiting for an agent that was cancelled", extra={"conversation": tenure.conversation_id})
+        await asyncio.wait(running)
