@@ -387,6 +387,27 @@ async def test_a_store_that_is_slow_but_answers_costs_nothing(cluster: Cluster):
     assert cluster.record().epoch == 1
 
 
+@pytest.mark.parametrize("executed", [False, True])
+@in_virtual_time
+async def test_an_error_that_nobody_foresaw_releases_the_conversation_and_it_is_tried_again(
+    cluster: Cluster, executed: bool
+):
+    async def fail(proceed: Any) -> Any:
+        if executed:
+            await proceed()
+        raise RuntimeError("a bug of the store's client")
+
+    node = await cluster.add(backoff_s=0.5)
+    node.rig.once("append_all", fail, writes("turn_completed"))
+    first = await cluster.say(via=node)
+    second = await cluster.say(via=node)
+    await until(lambda: cluster.settled(first) and cluster.settled(second))
+    assert cluster.record().epoch == 2
+    assert len(cluster.events("turn_completed")) == 2
+    assert len(cluster.events("start_failed")) == (0 if executed else 1)
+    cluster.fold()
+
+
 # --- snapshots ------------------------------------------------------------------------------------------------------
 
 

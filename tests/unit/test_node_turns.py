@@ -14,6 +14,7 @@ from node_support import (
     held_until,
     in_virtual_time,
     lose_the_reply,
+    lose_the_request,
     of,
     reply,
     until,
@@ -899,6 +900,24 @@ async def test_deltas_reach_whoever_follows_and_leave_no_trace(cluster: Cluster)
     following.cancel()
     assert [h.delta for h in hints if h.delta is not None] == [{"text": "one two three"}, {"progress": 1}]
     assert "delta" not in "".join(cluster.kinds())
+
+
+@in_virtual_time
+async def test_a_delta_that_cannot_be_sent_does_not_keep_the_next_one(cluster: Cluster):
+    async def stream(turn: Turn) -> None:
+        for n in range(3):
+            turn.delta({"progress": n})
+            await asyncio.sleep(0.1)
+
+    async def refuse(proceed: Callable[[], Awaitable[object]]) -> object:
+        raise TypeError("is no JSON")
+
+    node = await cluster.add(agent=Agent(on_turn=stream))
+    node.rig.once("publish", refuse)
+    node.rig.once("publish", lose_the_request)
+    said = await cluster.say(via=node)
+    await until(lambda: cluster.settled(said))
+    assert node.rig.count("publish") == 3
 
 
 @in_virtual_time

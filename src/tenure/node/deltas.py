@@ -8,7 +8,6 @@ from collections import deque
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Fenced
-from tenure.errors import StoreError
 
 if TYPE_CHECKING:
     from tenure.journal import JsonObject
@@ -54,8 +53,8 @@ class Deltas:
             body = tenure.mask.object(body)
         try:
             answer = await tenure.means.store.publish(tenure.lease, body)
-        except StoreError:
-            log.debug("a delta was dropped", extra={"conversation": tenure.conversation_id})
+        except Exception as error:  # a store that is away, a body that is no JSON: the next one may go
+            log.debug("a delta was dropped: %r", error, extra={"conversation": tenure.conversation_id})
             return
         if isinstance(answer, Fenced):
             tenure.lose("another claim is in force")
