@@ -1,4 +1,4 @@
-"""The faults of a FaultyStore, one at a time."""
+"""The faults of a FaultyStore, one at a time; and without any it passes the suite that every store passes."""
 
 import asyncio
 import random
@@ -12,9 +12,10 @@ from tenure.clock import Instant
 from tenure.errors import StoreUnavailableError
 from tenure.journal import Command, Delivery
 from tenure.lease import Epoch, IncarnationId, Token
-from tenure.stores.memory import MemoryStore
+from tenure.stores.memory import Disk, MemoryStore
 from tenure.testing.faults import Conditions, FaultyStore, Link, Replica
 from tenure.testing.simloop import LoopClock, SimLoop, simulate
+from tenure.testing.store_suite import CASES, Case, exercise
 
 C1 = "c1"
 
@@ -282,3 +283,10 @@ def test_elsewhere_needs_no_luck():
         assert isinstance(second, Elsewhere)
 
     bench(body)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+async def test_on_a_healthy_link_it_is_a_store_like_any_other(case: Case):
+    disk, rng = Disk(), random.Random(1)
+    at_once = Conditions(delay_s=(0.0, 0.0), timeout_s=60.0)
+    await exercise(case, lambda clock, limits: FaultyStore(MemoryStore(disk, clock, limits), rng, Link(at_once)))

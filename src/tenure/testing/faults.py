@@ -140,10 +140,11 @@ class FaultyStore(Store):
         self._observer = observer
 
     async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        return None
+        await self.inner.__aexit__(*exc)
 
     def sibling(self) -> FaultyStore:
         """Another connection over the same link."""
