@@ -87,6 +87,8 @@ class Scenario:
     outlives_nodes: bool
     drift: float
     """How much faster or slower than true the servers' clocks may run."""
+    mixed: bool
+    """The first conversation is for an agent that only the first server has."""
 
     @classmethod
     def of(cls, seed: int, theme: str | None = None) -> Scenario:
@@ -118,6 +120,7 @@ class Scenario:
             conditions=_conditions(rng, ttl_s) if bad else Conditions(),
             outlives_nodes=rng.random() < 0.5,
             drift=0.02,
+            mixed=rng.random() < 0.2,
         )
 
 
@@ -215,13 +218,15 @@ class _Life:
         self.recorder = self.cluster.recorder
         self.conversations = [f"c{number}" for number in range(scenario.conversations)]
         self.policies = {c: rng.choice(list(Policy)) for c in self.conversations}
+        self.agents = dict.fromkeys(self.conversations, "sim") | ({"c0": "rare"} if scenario.mixed else {})
         self.healed = False
 
     async def live(self) -> None:
         scenario, rng = self.scenario, self.rng
         for number in range(scenario.nodes):
             rate = 1 + rng.uniform(-scenario.drift, scenario.drift)
-            self.cluster.start(self.cluster.add(f"n{number}", rate=rate))
+            agents = ("sim", "rare") if number == 0 else ("sim",)
+            self.cluster.start(self.cluster.add(f"n{number}", agents, rate))
         async with asyncio.TaskGroup() as group:
             clients = [group.create_task(Client(self, f"u{number}").live()) for number in range(scenario.clients)]
             person = group.create_task(Client(self, "person").answer())
@@ -466,7 +471,7 @@ class Client:
         """Submit under one key until there is an answer."""
         self._asked += 1
         key = f"{self.name}-{self._asked}-{self.life.loop.time():.3f}"
-        create = Creation(default_agent="sim", policy=self.life.policies[conversation])
+        create = Creation(default_agent=self.life.agents[conversation], policy=self.life.policies[conversation])
         request = Submit(conversation, Command(kind, body, key, delivery), create)
         for _ in range(200):
             ready = [member for member in self.life.cluster.members if member.ready]
