@@ -216,7 +216,8 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A new owner; written by the store inside ``claim``. ``previous`` is the owner that did not release, if any."""
+    """A new owner; written by the store inside ``claim``. ``previous`` is the owner that did not release, if any, and
+    ``death`` how that one ended (exited, expired, retired), where the claimant knew."""
 
     kind: ClassVar[str] = "claimed"
     incarnation: str
@@ -225,6 +226,7 @@ class Claimed:
     why: str
     forced: bool = False
     previous: str | None = None
+    death: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

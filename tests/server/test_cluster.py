@@ -212,6 +212,7 @@ async def test_the_document_is_complete(http):
         "/conversations": {"get", "post"},
         "/conversations/{id}": {"get", "patch", "delete"},
         "/conversations/{id}/events": {"get"},
+        "/conversations/{id}/timeline": {"get"},
         "/conversations/{id}/stream": {"get"},
         "/conversations/{id}/messages": {"post"},
         "/conversations/{id}/interrupt": {"post"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tenure.journal import Command, Draft, Event, Json, JsonObject, Policy, digest
@@ -88,7 +88,9 @@ class Death(enum.StrEnum):
 @final
 @dataclass(frozen=True, slots=True)
 class Buried:
-    """Dead for good."""
+    """Dead for good. `why`: what it was first buried for; null where that is no longer known."""
+
+    why: Death | None = field(default=None, compare=False)
 
 
 @final
@@ -156,6 +158,8 @@ class Claim:
     forced: bool = False
     create: Creation | None = None
     floor: int = 0
+    death: Death | None = None
+    """How the owner ended that this claim follows, as far as the claimant knows; it goes into ``claimed``."""
 
 
 @final

@@ -23,6 +23,7 @@ from tenure.cli.tables import (
     loop_text,
     nodes_table,
     sent_text,
+    timeline_table,
 )
 from tenure.client import Client, LoopInfo, NodeInfo, Sent
 from tenure.clock import Instant
@@ -193,8 +194,17 @@ async def tail(
                 to.console.print(delta_text(item))
 
 
-async def show(to: Cluster, conversation: Conversation, events: Events = 5) -> None:
+async def show(
+    to: Cluster,
+    conversation: Conversation,
+    events: Events = 5,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Show who owned it, and why it moved.")] = False,
+) -> None:
     """What a conversation does, who owns it, and its last events."""
+    if timeline:
+        owners = await to.client.timeline(conversation)
+        to.tell([owner.as_json() for owner in owners], lambda: timeline_table(owners))
+        return
     one = await to.client.get(conversation)
     last = [event async for event in to.client.events(conversation, max(0, one.last_seq - events))] if events else []
     shape: dict[str, Json] = {**one.raw, "events": [event.as_json() for event in last]}

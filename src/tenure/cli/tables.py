@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,11 +12,13 @@ from rich.text import Text
 
 from tenure.client import Conversation, Delta, LoopInfo, NodeInfo, Sent
 from tenure.clock import Instant
+from tenure.conversation import Ended
 from tenure.journal import TURN_ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tenure.conversation import TenureSpan
     from tenure.errors import Owner
     from tenure.journal import Event, Json
 
@@ -27,6 +30,9 @@ KINDS = {
     "message": "bold cyan", "reply": "bold green", "claimed": "magenta", "released": "magenta", "turn_failed": "red",
     "call_interrupted": "red", "start_failed": "red", "turn_interrupted": "yellow", "turn_waiting": "yellow",
 }  # fmt: skip
+
+
+_LOST = frozenset({Ended.DIED, Ended.FROZEN, Ended.EXPIRED, Ended.GAVE_UP, Ended.FORCED, Ended.LOST})
 
 
 def conversations_table(found: Sequence[Conversation]) -> Table | Text:
@@ -90,6 +96,27 @@ def nodes_table(nodes: Sequence[NodeInfo]) -> Table | Text:
             one.address,
             one.incarnation,
             moment(one.started_at),
+        )
+    return table
+
+
+def timeline_table(owners: Sequence[TenureSpan]) -> Table | Text:
+    """Who held it, from when to when, and why it moved."""
+    if not owners:
+        return Text("nobody has owned it yet", style="dim")
+    table = _table("epoch", "node", "claimed for", "from", "until", "ended", "refused", "incarnation")
+    for one in owners:
+        style = "red" if one.ended in _LOST else "yellow" if one.ended is Ended.FAILED else ""
+        refused = Counter(write.operation for write in one.refused)
+        table.add_row(
+            str(one.epoch),
+            one.node,
+            one.why,
+            one.since.isoformat()[5:23].replace("T", " "),
+            "" if one.until is None else one.until.isoformat()[11:23],
+            Text("holds it" if one.ended is None else one.ended.value.replace("_", " "), style),
+            ", ".join(f"{count} {operation}" for operation, count in refused.items()),
+            one.incarnation,
         )
     return table
 

@@ -27,6 +27,7 @@ from tenure.client.replies import (
     refusal,
 )
 from tenure.client.stream import FIRST_PAUSE_S, Ask, Stream
+from tenure.conversation import TenureSpan
 from tenure.journal import Event, Json, JsonObject
 
 if TYPE_CHECKING:
@@ -250,6 +251,17 @@ class Client:
             if page["next_after"] >= page["last_seq"]:
                 return
             after = page["next_after"]
+
+    async def timeline(self, conversation_id: str) -> list[TenureSpan]:
+        """Who owned it, oldest first: from when to when, why it moved, and whose late writes were refused."""
+        found: list[TenureSpan] = []
+        after: int | None = 0
+        while after is not None:
+            path, params = f"{path_of(conversation_id)}/timeline", {"after": after}
+            page = (await self._ask("GET", path, params=params, of=conversation_id)).json()
+            found += map(TenureSpan.from_json, page["tenures"])
+            after = page["next_after"]
+        return found
 
     def stream(self, conversation_id: str, after: str | int = 0) -> Stream:
         """The journal from a cursor on, as it grows, for ever: ``async for item in client.stream(id)``.

@@ -18,16 +18,21 @@ from tenure.conversation.planning import (
     turn_id,
 )
 from tenure.conversation.record import Record, Settle, Status, TurnState, status
+from tenure.conversation.timeline import TELLING, Ended, RefusedWrite, TenureSpan, timeline
 
 __all__ = [
     "LOST_LIMIT",
+    "TELLING",
+    "Ended",
     "Fold",
     "OpenCall",
     "OpenTurn",
     "Plan",
     "Record",
+    "RefusedWrite",
     "Settle",
     "Status",
+    "TenureSpan",
     "Then",
     "TurnState",
     "checked",
@@ -40,5 +45,6 @@ __all__ = [
     "settle_urgent",
     "settlement",
     "status",
+    "timeline",
     "turn_id",
 ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 from tenure.abc import Claim, Death, Held, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.lease import new_token
-from tenure.node.initiation import adopt
+from tenure.node.initiation import adopt, death_of
 from tenure.node.tasks import settled
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class Claimer:
     async def _claim(self, wanted: Sequence[Wanted]) -> None:
         """One batch, repeated unchanged until it is answered: a claim is never forgotten (rule 3)."""
         config = self._means.config
+        owners = dict.fromkeys(w.owner for w in wanted)
+        deaths = {owner: await death_of(self._incarnation, owner) for owner in owners}
         claims = [
             Claim(
                 conversation=w.conversation,
@@ -140,6 +142,7 @@ class Claimer:
                 node=config.node,
                 address=config.public_address,
                 why="wanted" if w.owner is None else "takeover",
+                death=deaths[w.owner],
             )
             for w in wanted
         ]

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from tenure.abc import Claimed as ClaimResult
     from tenure.conversation import Record, Status
     from tenure.errors import Owner
+    from tenure.lease import IncarnationId
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
@@ -204,11 +205,11 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Ten
     One round trip for a conversation that is new, two for one that nobody owns.
     """
     creation: Creation | None = Creation(default_agent=default_agent, user_id=wish.user_id, settings=wish.settings)
-    expected = UNCLAIMED if wish.forced is None else wish.forced
+    expected, death = UNCLAIMED if wish.forced is None else wish.forced, None
     if wish.forced is not None:
         creation = None
     for _ in range(TRIES):
-        answer = await _claim_once(incarnation, wish, expected, creation)
+        answer = await _claim_once(incarnation, wish, expected, creation, death)
         match answer:
             case Held(record=record):
                 return adopt(incarnation, answer, restarts=record.stopped and wish.forced is None)
@@ -218,8 +219,9 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Ten
                 _insist_on_fit(wish, record)
                 _insist_on_agent(incarnation, record)
                 expected = record.epoch
+                death = await death_of(incarnation, record.owner and record.owner.incarnation)
             case Elsewhere(record):
-                await _bury_or_raise(_means(incarnation), wish.conversation_id, record)
+                death = await _bury_or_raise(_means(incarnation), wish.conversation_id, record)
                 expected = record.epoch
             case Refused(record=record):
                 if record is None:
@@ -238,7 +240,9 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Ten
     raise NodeUnavailableError(f"conversation {wish.conversation_id} changes owners too fast to be claimed")
 
 
-async def _claim_once(incarnation: Incarnation, wish: Wish, expected: Epoch, creation: Creation | None) -> ClaimResult:
+async def _claim_once(
+    incarnation: Incarnation, wish: Wish, expected: Epoch, creation: Creation | None, death: Death | None
+) -> ClaimResult:
     """One claim attempt under one token, repeated until it is answered: it is never forgotten (rule 3)."""
     means = _means(incarnation)
     request = Claim(
@@ -251,6 +255,7 @@ async def _claim_once(incarnation: Incarnation, wish: Wish, expected: Epoch, cre
         why="start" if wish.forced is None else "forced",
         forced=wish.forced is not None,
         create=creation,
+        death=death,
     )
     failures = 0
     while True:
@@ -263,14 +268,25 @@ async def _claim_once(incarnation: Incarnation, wish: Wish, expected: Epoch, cre
             await asyncio.sleep(0.01 * 2**failures * means.rng.uniform(0.5, 1.5))
 
 
-async def _bury_or_raise(means: Means, conversation_id: str, record: Record) -> None:
-    """Judge first, claim second (rule 10): an owner whose time is up is buried, a live one stays."""
+async def _bury_or_raise(means: Means, conversation_id: str, record: Record) -> Death | None:
+    """Judge first, claim second (rule 10): an owner whose time is up is buried, a live one stays. How it ended."""
     assert record.owner is not None, "somebody owns it"
     match await means.store.bury(record.owner.incarnation, Death.EXPIRED):
         case Alive(left):
             raise _elsewhere(conversation_id, record, left)
-        case Buried():
-            return
+        case Buried(why):
+            return why
+
+
+async def death_of(incarnation: Incarnation, owner: IncarnationId | None) -> Death | None:
+    """How an owner ended that was found dead: a word for the timeline, so that no answer costs no claim."""
+    if owner is None or owner == incarnation.id:
+        return None
+    try:
+        answer = await _means(incarnation).store.bury(owner, Death.EXPIRED)
+    except StoreUnavailableError:
+        return None
+    return answer.why if isinstance(answer, Buried) else None
 
 
 def _elsewhere(conversation_id: str, record: Record, expires_in_s: float | None = None) -> TenureError:

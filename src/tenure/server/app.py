@@ -32,6 +32,7 @@ from tenure.server.wire import (
     LoopInfoShape,
     NodeShape,
     SettledShape,
+    TimelineShape,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("PATCH", ONE, conversations.change, {200: ConversationShape}),
         ("DELETE", ONE, conversations.delete, {204: None}),
         ("GET", f"{ONE}/events", conversations.events, {200: EventsShape}),
+        ("GET", f"{ONE}/timeline", conversations.timeline, {200: TimelineShape}),
         ("GET", f"{ONE}/stream", conversations.stream, {200: "stream"}),
         ("POST", f"{ONE}/messages", commands.message, COMMAND),
         ("POST", f"{ONE}/interrupt", commands.interrupt, COMMAND),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never, final
 from fastapi import Header, Query, Response
 
 from tenure.abc import Accepted, Amended, Creation, Deleted, Duplicate, Filters, Stale, Submit, Unknown
-from tenure.conversation import Status
+from tenure.conversation import TELLING, Status, timeline
 from tenure.errors import ConversationDeletedError, InvalidInputError, UnknownConversationError
 from tenure.journal import Command, Delivery, JsonObject, canonical
 from tenure.server.commands import accepted
@@ -34,7 +34,7 @@ from tenure.server.wire import (
 
 if TYPE_CHECKING:
     from tenure.conversation import Record
-    from tenure.journal import Json
+    from tenure.journal import Event, Json
     from tenure.node import Node
 
 TRIES = 5
@@ -46,6 +46,7 @@ type ListCursor = Annotated[str | None, Query(max_length=300, pattern=r"^[\x21-\
 type After = Annotated[
     Cursor, Query(description="`seq`, or `seq:epoch`: 409 `rewound` if another epoch is in force there.")
 ]
+type AfterSeq = Annotated[int, Query(ge=0, lt=10**15, description="`next_after` of the page before.")]
 type Kinds = Annotated[list[Name], Query(max_length=50, description="Only these kinds; may be repeated.")]
 type Until = Annotated[int | None, Query(ge=1, lt=10**15, description="The seq of a command.")]
 type ETag = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"?[0-9]{1,15}"?)$')]
@@ -198,6 +199,33 @@ class Conversations:
             409, "rewound", "The store was rewound", f"the journal at {place.after} is not what it was; {remedy}",
             field="after", limit="must be a cursor of this journal", remedy=remedy, last_seq=head,
         )  # fmt: skip
+
+    async def timeline(
+        self, conversation: InPath, user_id: ForUser = None, after: AfterSeq = 0, limit: PageLimit = 100
+    ) -> Response:
+        """Who owned it, from when to when, why it moved, and which late writes of whom were refused."""
+        events: list[Event] = []
+        left, seq, more = (limit + 1) * len(TELLING), after, True
+        reading = await read(self.store, conversation, seq, 0, TELLING, user_id)
+        while more and left > 0:
+            part = min(left, self.store.limits.page)
+            reading = await read(self.store, conversation, seq, part, TELLING, user_id)
+            events += reading.events
+            left, more = left - part, len(reading.events) == part
+            seq = events[-1].seq if events else seq
+        refusals = await self.store.refusals(conversation)
+        told = timeline(events, [(r.at, r.lease.incarnation, r.lease.epoch, r.operation) for r in refusals])
+        _, owner = await self.node.describe(reading.record)
+        return json_reply(
+            200,
+            {
+                "tenures": [one.as_json() for one in told[:limit]],
+                "owner": owner and owner.as_json(),
+                "last_seq": reading.record.head,
+                # The one behind the page was read to know how the last one of the page ended.
+                "next_after": told[limit].seq - 1 if len(told) > limit else None,
+            },
+        )
 
     async def stream(
         self, conversation: InPath, user_id: ForUser = None,

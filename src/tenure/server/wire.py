@@ -262,6 +262,43 @@ class EventsShape(TypedDict):
     next_after: int
 
 
+class RefusedWriteShape(TypedDict):
+    """A write that came too late: refused, nothing was written."""
+
+    at: str
+    operation: str
+
+
+class TenureSpanShape(TypedDict):
+    """One node's hold on a conversation: `since` the claim, `live_at` (the loop ran) `until` release or loss (null: now).
+
+    `why` it was claimed: start, wanted, takeover, forced. How it `ended`: idle, drained, stopped, failed, released; or, not
+    released: died, frozen, expired, gave_up, forced, reclaimed, lost.
+    """
+
+    epoch: int
+    seq: int
+    node: str
+    incarnation: str
+    address: str
+    why: str
+    since: str
+    live_at: str | None
+    until: str | None
+    ended: str | None
+    failure: str | None
+    refused: list[RefusedWriteShape]
+
+
+class TimelineShape(TypedDict):
+    """Who owned it, oldest first. `owner`: who holds it now, if somebody alive does. `next_after` is null at the end."""
+
+    tenures: list[TenureSpanShape]
+    owner: OwnerShape | None
+    last_seq: int
+    next_after: int | None
+
+
 class AcceptedShape(TypedDict):
     """Durable, at `seq`. `settled`: its effect stands in the journal."""
 

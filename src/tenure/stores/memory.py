@@ -71,7 +71,11 @@ class _Node:
     expires: float
     beat: int = 0
     nonce: str = ""
-    dead: bool = False
+    death: Death | None = None
+
+    @property
+    def dead(self) -> bool:
+        return self.death is not None
 
 
 @final
@@ -185,14 +189,14 @@ class MemoryStore(Store):
             if node is None:
                 return Alive(float("inf"))
             if node.dead:
-                return Buried()
+                return Buried(node.death)
             now = self._now()
             node.expires = min(node.expires, now + node.ttl_s)
             if why is Death.EXPIRED and now < node.expires:
                 return Alive(node.expires - now)
-            node.dead = True
+            node.death = why
             self._tell([Topic(Topic.WANTED), Topic(Topic.NODE, incarnation)])
-            return Buried()
+            return Buried(why)
 
     async def nodes(self) -> list[NodeRecord]:
         with self.disk.lock:

@@ -285,6 +285,7 @@ def _grant(row: Row, request: Claim, journal_epoch: int, now: Instant) -> tuple[
         why=request.why,
         forced=request.forced,
         previous=record.owner.incarnation if record.owner else None,
+        death=request.death.value if record.owner and request.death else None,
     )
     event = draft(body).stored(record.head + 1, epoch, now)
     after = replace(

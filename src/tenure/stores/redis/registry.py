@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 from tenure.abc import Alive, Buried, Dead, Death, Granted, Refused
 from tenure.journal import canonical
 from tenure.stores.redis.keys import NODES
-from tenure.stores.redis.replies import MICROSECONDS, node_of
+from tenure.stores.redis.replies import MICROSECONDS, death_of, node_of
 from tenure.stores.redis.requests import flag, microseconds
 from tenure.stores.redis.scripts import script
 
@@ -99,7 +99,7 @@ class Registry:
         answer = await self._servers.run(NODES, call)
         if answer[0] == b"buried":
             _remember(self._dead, incarnation)
-            return Buried()
+            return Buried(death_of(answer[1]))
         return Alive(int(answer[1]) / MICROSECONDS if answer[1] else float("inf"))
 
     async def nodes(self) -> list[NodeRecord]:

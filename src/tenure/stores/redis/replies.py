@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tenure.abc import About, Appended, Load, NodeRecord, Paper, Refusal, Sealed, Snapshot
+from tenure.abc import About, Appended, Death, Load, NodeRecord, Paper, Refusal, Sealed, Snapshot
 from tenure.clock import Instant
 from tenure.conversation import Record, TurnState
 from tenure.errors import Owner
@@ -146,6 +146,14 @@ def node_of(incarnation: str, flat: Sequence[bytes], now: int) -> tuple[int, Nod
         "dead" in hash,
     )
     return int(hash["number"]), record
+
+
+def death_of(word: bytes) -> Death | None:
+    """What a node was buried for; null if its particulars are gone, or an earlier version wrote them."""
+    try:
+        return Death(word.decode())
+    except ValueError:
+        return None
 
 
 def paper_of(kind: str, id: str, kept: bytes) -> Paper:

@@ -90,7 +90,8 @@ def command_arguments(command: Command | None, limits: Limits) -> tuple[Argument
 
 def claim_arguments(request: Claim) -> Arguments:
     """A claim attempt, without its creation; the script puts ``previous`` behind the event's body."""
-    body = Claimed(request.incarnation, request.node, request.address, request.why, request.forced)
+    death = None if request.death is None else request.death.value
+    body = Claimed(request.incarnation, request.node, request.address, request.why, request.forced, death=death)
     known = {name: value for name, value in draft(body).body.items() if name != "previous"}
     return {
         "incarnation": request.incarnation,

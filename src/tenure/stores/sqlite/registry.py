@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tenure.lease import IncarnationId
     from tenure.stores.sqlite.transaction import Transaction
 
+DEATHS: tuple[Death | None, ...] = (None, Death.EXPIRED, Death.RETIRED, Death.EXITED)
+"""What ``nodes.dead`` stands for; 0 is alive."""
+
 
 def register(tx: Transaction, incarnation: IncarnationId, about: About, ttl_s: float) -> Granted | Refused:
     columns = (incarnation, about.node, about.address, about.capacity, text_of(about.agents), about.started_at.unix_s)
@@ -45,15 +48,15 @@ def bury(tx: Transaction, incarnation: IncarnationId, why: Death) -> Buried | Al
         return Alive(float("inf"))
     ttl_s, expires, _, _, dead = found
     if dead:
-        return Buried()
+        return Buried(DEATHS[int(dead)])
     left = min(expires - tx.store_now, ttl_s)
     if why is Death.EXPIRED and left > 0:
         tx.connection.execute(sql.CLAMP, (tx.store_now + left, incarnation))
         return Alive(left)
-    tx.connection.execute(sql.BURY, (tx.store_now + left, incarnation))
+    tx.connection.execute(sql.BURY, (DEATHS.index(why), tx.store_now + left, incarnation))
     tx.signal(Topic.WANTED, "")
     tx.signal(Topic.NODE, incarnation)
-    return Buried()
+    return Buried(why)
 
 
 def seal(

@@ -25,7 +25,7 @@ CREATE TABLE nodes (
     nonce       TEXT    NOT NULL DEFAULT '',
     owned       INTEGER NOT NULL DEFAULT 0,
     draining    INTEGER NOT NULL DEFAULT 0,
-    dead        INTEGER NOT NULL DEFAULT 0
+    dead        INTEGER NOT NULL DEFAULT 0 -- 1 expired, 2 retired, 3 exited
 ) STRICT;
 
 CREATE INDEX nodes_living ON nodes (no) WHERE dead = 0;

@@ -63,7 +63,7 @@ WITH RECURSIVE owners (owner) AS (
         WHERE c.wanted = 1 AND c.owner > owners.owner ORDER BY c.owner LIMIT 1)
     FROM owners WHERE owners.owner IS NOT NULL
 )
-SELECT owners.owner FROM owners CROSS JOIN nodes ON nodes.incarnation = owners.owner WHERE nodes.dead = 1
+SELECT owners.owner FROM owners CROSS JOIN nodes ON nodes.incarnation = owners.owner WHERE nodes.dead <> 0
 """
 
 WANTED: Final = """
@@ -154,7 +154,7 @@ RENEW: Final = """
 UPDATE nodes SET ttl_s = ?, expires = ?, beat = ?, nonce = ?, owned = ?, draining = ? WHERE incarnation = ?
 """
 CLAMP: Final = "UPDATE nodes SET expires = ? WHERE incarnation = ?"
-BURY: Final = "UPDATE nodes SET dead = 1, expires = ? WHERE incarnation = ?"
+BURY: Final = "UPDATE nodes SET dead = ?, expires = ? WHERE incarnation = ?"
 
 # The living, and the dead that a conversation still names (skips from owner to owner through the index).
 NODES: Final = """

@@ -231,6 +231,15 @@ async def rule_10_a_buried_owner_is_replaced(stage: Stage) -> None:
     assert isinstance(await stage.store.append(writer.batch(note())), Fenced)
 
 
+async def a_claim_says_how_the_owner_before_ended(stage: Stage) -> None:
+    writer = await stage.owned()
+    await stage.store.bury(writer.lease.incarnation, Death.EXITED)
+    request = stage.claiming(writer.lease.conversation, await stage.node(), expected_epoch=Epoch(1))
+    expect(Held, await stage.store.claim(replace(request, death=Death.EXITED)))
+    claimed = read_body((await stage.journal(writer.lease.conversation))[-1])
+    assert isinstance(claimed, Claimed) and claimed.death == "exited"
+
+
 async def a_takeover_by_force_deposes_a_live_owner(stage: Stage) -> None:
     writer, other = await stage.owned(), await stage.node()
     conversation = writer.lease.conversation

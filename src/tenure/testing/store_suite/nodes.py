@@ -164,7 +164,18 @@ async def burying_is_idempotent(stage: Stage) -> None:
     incarnation = await stage.node()
     assert await stage.store.bury(incarnation, Death.EXITED) == Buried()
     for why in Death:
-        assert await stage.store.bury(incarnation, why) == Buried(), "whatever the reason, the lease is not asked again"
+        answer = await stage.store.bury(incarnation, why)
+        assert answer == Buried(), "whatever the reason, the lease is not asked again"
+        assert isinstance(answer, Buried) and answer.why is Death.EXITED, "what it was first buried for"
+
+
+async def what_a_node_was_buried_for_is_remembered(stage: Stage) -> None:
+    for why in Death:
+        incarnation = await stage.node()
+        stage.clock.advance(TTL_S + 1)
+        await stage.store.bury(incarnation, why)
+        answer = await (await stage.another()).bury(incarnation, Death.EXPIRED)
+        assert isinstance(answer, Buried) and answer.why is why
 
 
 async def rule_10_unknown_is_not_dead(stage: Stage) -> None:
