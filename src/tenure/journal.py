@@ -177,27 +177,39 @@ class Event:
 @final
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An event before it is journaled: the store adds seq, epoch and time."""
+    """An event before it is journaled: the store adds seq, epoch and time.
+
+    With `key` and `delivery` it is a *recorded* command: the past of a conversation that is rehydrated. It is
+    journaled like any command (epoch null, the key stands for it), but nobody waits for it: `last_command`,
+    `unsettled` and wanted stay as they are.
+    """
 
     kind: str
     body: JsonObject = field(default_factory=dict[str, Json])
     turn: str | None = None
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
+    key: str | None = None
+    delivery: Delivery | None = None
 
     def as_json(self) -> dict[str, Json]:
         """The part of a batch that its digest covers."""
-        return {
+        shape: dict[str, Json] = {
             "kind": self.kind,
             "body": self.body,
             "turn": self.turn,
             "opens": list(self.opens),
             "closes": list(self.closes),
         }
+        if self.delivery is not None:
+            shape |= {"key": self.key, "delivery": self.delivery.value}
+        return shape
 
     def stored(self, seq: int, epoch: Epoch | None, at: Instant) -> Event:
         """The event that this draft becomes."""
-        return Event(Seq(seq), epoch, self.kind, at, self.body, self.turn, self.opens, self.closes)
+        if self.delivery is None:
+            return Event(Seq(seq), epoch, self.kind, at, self.body, self.turn, self.opens, self.closes)
+        return Event(Seq(seq), None, self.kind, at, self.body, key=self.key, delivery=self.delivery)
 
 
 # --- the core kinds -------------------------------------------------------------------------------------------------
@@ -425,6 +437,29 @@ class TurnInterrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehydrating:
+    """The past of this conversation follows, up to ``rehydrated``: a copy of `events` events of `conversation`.
+
+    `digest` recognises the same recording, so that whoever was cut off goes on where it stood.
+    """
+
+    kind: ClassVar[str] = "rehydrating"
+    digest: str
+    conversation: str
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rehydrated:
+    """The past is whole: the original's up to its seq `head`. `generation` counts how often it was copied."""
+
+    kind: ClassVar[str] = "rehydrated"
+    digest: str
+    head: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Foreign:
     """A kind that the core does not know: a loop's own, or a newer version's. Kept, never judged."""
 
@@ -456,6 +491,8 @@ type Core = (
     | TurnCompleted
     | TurnFailed
     | TurnInterrupted
+    | Rehydrating
+    | Rehydrated
 )
 
 CORE_KINDS: Mapping[str, type[Core]] = {cls.kind: cls for cls in Core.__value__.__args__}

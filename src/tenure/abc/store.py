@@ -143,7 +143,7 @@ class Store(abc.ABC):
 
         Otherwise epoch := max(record's, the journal's highest, floor) + 1; owner and token are the request's; batch
         number 0; started false; `lost` + 1 if the last owner did not release and a turn was open or it had not started its
-        loop; wanted unchanged; ``claimed`` is journaled at the new epoch.
+        loop; wanted unchanged (of a new one: as the creation says); ``claimed`` is journaled at the new epoch.
         """
 
     @abc.abstractmethod
@@ -162,6 +162,9 @@ class Store(abc.ABC):
         With `settle`: wanted := runnable or last_command > seen; `unsettled` goes down by the settled; turn, started
         and agent_status as given; stopped := true only if no ``start`` came after `seen`; the end of a turn sets lost and
         failures to 0. A snapshot replaces the last one, part by part.
+
+        A draft with a `delivery` is a recorded command, the past of a copy: journaled with its key and without an epoch,
+        and from then on the key stands for it; `last_command`, `unsettled` and wanted do not hear of it.
         """
 
     @abc.abstractmethod

@@ -119,6 +119,8 @@ class Creation:
     policy: Policy | None = None
     title: str | None = None
     metadata: JsonObject | None = None
+    wanted: bool = False
+    """Wanted from its first moment: if its first owner dies before it has written anything, somebody looks."""
 
     def fits(self, record: Record) -> bool:
         """Whether an existing conversation is the one that was asked for (otherwise 409)."""

@@ -21,6 +21,8 @@ from tenure.journal import (
     JsonObject,
     LoopStarted,
     Policy,
+    Rehydrated,
+    Rehydrating,
     Released,
     RuntimeAttached,
     RuntimeDiscarded,
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 from tenure.conversation.record import Settle, TurnState
+
+REPLAY = "replay"
+"""Why a conversation was claimed whose past is to be written; with its creation in the same step, so that whoever finds it
+later knows that it is not whole."""
 
 # --- the fold -------------------------------------------------------------------------------------------------------
 
@@ -107,6 +113,10 @@ class Fold:
     owned: bool = False
     asked_to_start: bool = False
     """The last claim or a later ``start`` asked for a live loop, whatever work there is."""
+    rehydrating: bool = False
+    """The past of a copy is being written: it is no conversation yet."""
+    generation: int = 0
+    """How often what stands here was copied: 0 for an original."""
 
     @property
     def queue(self) -> list[Event]:
@@ -133,7 +143,7 @@ class Fold:
     @property
     def runnable(self) -> bool:
         """Whether something can be done now: the part of ``wanted`` that the owner knows."""
-        if self.urgent:
+        if self.rehydrating or self.urgent:
             return True
         if self.stopped:
             return False
@@ -174,6 +184,8 @@ class Fold:
             "started": self.started,
             "owned": self.owned,
             "asked_to_start": self.asked_to_start,
+            "rehydrating": self.rehydrating,
+            "generation": self.generation,
         }
 
     @classmethod
@@ -207,6 +219,8 @@ class Fold:
             started=shape["started"],
             owned=shape["owned"],
             asked_to_start=shape["asked_to_start"],
+            rehydrating=shape.get("rehydrating", False),
+            generation=shape.get("generation", 0),
         )
 
 
@@ -246,12 +260,18 @@ def _apply(state: Fold, event: Event) -> None:
             state.epoch, state.owned, state.started = event.epoch, True, False
             waits = any(command.kind == "start" for command in state.pending.values())
             state.asked_to_start = waits or body.why in ("start", "forced")
+            if body.why == REPLAY and event.seq == 2:  # in the step that created it
+                state.rehydrating = True
         case Released():
             state.owned = state.started = state.asked_to_start = False
         case SettingsChanged():
             state.settings = body.settings
         case CommandSettled():
             _settle(state, event, (body.command,))
+        case Rehydrating():
+            state.rehydrating = True
+        case Rehydrated():
+            state.rehydrating, state.generation = False, body.generation
         case Stopped():
             state.stopped = not any(c.kind == "start" and c.seq > body.command for c in state.pending.values())
         case LoopStarted():
@@ -367,14 +387,17 @@ def checked(state: Fold, drafts: Sequence[Draft]) -> Fold:
 def settlement(before: Fold, after: Fold, drafts: Sequence[Draft], agent_status: str | None = None) -> Settle:
     """What the record must hear of a batch that leads from `before` to `after`.
 
-    The record's view of pending work, turn and start follows from the fold; the store adds only what came unseen.
+    The record's view of pending work, turn and start follows from the fold; the store adds only what came unseen. Of a
+    past that is being written the record hears at the end: its commands were never counted as unsettled.
     """
+    past = before.rehydrating
+    halts = any(d.kind == Stopped.kind for d in drafts)
     return Settle(
         runnable=after.runnable,
-        settled=tuple(seq for seq in before.pending if seq not in after.pending),
+        settled=() if past else tuple(seq for seq in before.pending if seq not in after.pending),
         turn=after.turn_state,
         turn_ended=any(d.kind in TURN_ENDS for d in drafts),
         started=after.started,
-        stopped=after.stopped and any(d.kind == Stopped.kind for d in drafts),
+        stopped=after.stopped and not after.rehydrating and (halts or past),
         agent_status=agent_status,
     )

@@ -46,6 +46,8 @@ class Then(enum.StrEnum):
     """Nothing to do: release."""
     HALT = "halt"
     """The conversation is stopped: release."""
+    ABANDON = "abandon"
+    """The past of a copy was cut off: only who has the recording can go on; otherwise it is deleted in the end."""
     GIVE_UP = "give up"
     """Too many owners were lost while starting it: release as failed for good."""
 
@@ -73,6 +75,8 @@ def plan(state: Fold, *, lost: int = 0, lost_limit: int = LOST_LIMIT) -> Plan:
     """
     drafts: list[Draft] = []
     provisional = state
+    if state.rehydrating:
+        return Plan((), Then.ABANDON)
 
     def write(*more: Draft) -> None:
         nonlocal provisional
@@ -185,6 +189,9 @@ def overtaken(state: Fold) -> int | None:
     return next((int(c.seq) for c in state.queue if c.kind == "message" and c.seq > began), None)
 
 
-def turn_id(first_command: int) -> str:
-    """The name of the turn that begins with this command: a command is in one turn only, so it is unique."""
-    return f"t{first_command}"
+def turn_id(first_command: int, generation: int = 0) -> str:
+    """The name of the turn that begins with this command: a command is in one turn only, so it is unique.
+
+    In a copy the turns of the past keep their names, which say seqs of the original; its own ones say the generation.
+    """
+    return f"t{first_command}r{generation}" if generation else f"t{first_command}"

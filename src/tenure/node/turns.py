@@ -136,7 +136,7 @@ class Turns:
             first = tenure.fold.queue[0]
             if first.seq in self._asking():
                 return  # steered into a turn that has ended meanwhile: the loop may take it yet
-            await tenure.append([draft(TurnStarted((first.seq,)), turn_id(first.seq))])
+            await tenure.append([draft(TurnStarted((first.seq,)), turn_id(first.seq, tenure.fold.generation))])
             await self._start_task()
 
     async def _start_task(self) -> None:

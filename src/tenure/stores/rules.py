@@ -135,6 +135,7 @@ def create(conversation: str, creation: Creation, now: Instant) -> tuple[Row, Ev
         title=creation.title,
         metadata=creation.metadata if creation.metadata is not None else {},
         head=1,
+        wanted=creation.wanted,
         created_at=now,
         updated_at=now,
     )

@@ -22,7 +22,7 @@ type Arguments = dict[str, str]
 
 NOTHING_TO_CREATE = (
     "event", "asked_agent", "agent", "user_id", "asked_settings", "settings", "settings_digest", "policy", "title",
-    "metadata", "seen", "event_large",
+    "metadata", "create_wanted", "seen", "event_large",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def creation_arguments(creation: Creation | None, seen: int, limits: Limits) -> 
         "policy": policy.value,
         "title": nullable(creation.title),
         "metadata": canonical(creation.metadata if creation.metadata is not None else {}),
+        "create_wanted": flag(creation.wanted),
         "seen": str(seen),
         "event_large": flag(large is not None),
     }
@@ -175,7 +176,8 @@ def farewell_arguments(request: Release) -> Arguments:
 
 
 def _rest(one: Draft) -> str:
-    """The envelope of an event, without what the store adds; mostly empty."""
+    """The envelope of an event, without what the store adds; mostly empty. Before that of a recorded command: its
+    delivery, its digest, and its key with the length, since no script decodes JSON."""
     parts: dict[str, Json] = {}
     if one.turn is not None:
         parts["turn"] = one.turn
@@ -183,6 +185,10 @@ def _rest(one: Draft) -> str:
         parts["opens"] = list(one.opens)
     if one.closes:
         parts["closes"] = list(one.closes)
+    if one.delivery is not None:
+        of = digest({"kind": one.kind, "body": one.body})
+        key = one.key or ""
+        return f"{one.delivery.value} {of} {len(key.encode())} {key}{canonical({'key': key})}"
     return canonical(parts)
 
 

@@ -221,7 +221,7 @@ class Writes:
                 raise _strange("release", answer)
 
     def _batch_keys(self, keys: ConversationKeys) -> dict[str, str]:
-        return conversation_keys(keys, "lock", "journal", "snapshot", "refusals") | indexes(keys.partition)
+        return conversation_keys(keys, "lock", "journal", "keys", "snapshot", "refusals") | indexes(keys.partition)
 
     async def publish(self, lease: Lease, delta: JsonObject) -> Sent | Fenced:
         keys = self._keyspace.conversation(lease.conversation)

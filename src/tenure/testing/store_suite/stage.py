@@ -28,7 +28,7 @@ from tenure.abc import (
     Wanted,
 )
 from tenure.conversation import Fold, Settle, TurnState, fold
-from tenure.journal import CORE_COMMANDS, Command, Draft, Event
+from tenure.journal import CORE_COMMANDS, Command, Draft, Event, Rehydrated, Rehydrating
 from tenure.lease import Epoch, IncarnationId, Lease, Token, new_incarnation, new_token
 from tenure.testing.clock import ManualClock
 
@@ -301,15 +301,24 @@ def timeless(record: Record) -> Record:
     return replace(record, owner=owner, retry_in_s=None)
 
 
+def recorded(events: Sequence[Event]) -> range:
+    """The seqs of the past of a copy: from ``rehydrating`` to ``rehydrated``, or to the end if it is not whole."""
+    first = next((event.seq for event in events if event.kind == Rehydrating.kind), 0)
+    last = next((event.seq for event in events if event.kind == Rehydrated.kind), len(events) + 1)
+    return range(first, last) if first else range(0)
+
+
 def judge(record: Record, events: Sequence[Event]) -> Fold:
     """The journal's meaning; it has no gap, no foreign epoch, each key once, and agrees with the record."""
     state = fold(Fold(), events)
     commands = [event for event in events if event.is_command]
+    past = recorded(events)
     keys = [event.key for event in commands]
     assert len(set(keys)) == len(keys), f"a key stands twice in the journal of {record.conversation}: {keys}"
     assert all(event.epoch is None for event in commands), "a command has no epoch"
     assert state.seq == record.head, "head is the seq of the last event"
     assert state.epoch == record.epoch, "the record's epoch is the last that was claimed"
     assert state.owned == (record.owner is not None), "the journal misses no owner and no release"
-    assert record.last_command == (commands[-1].seq if commands else 0)
+    accepted = [event.seq for event in commands if event.seq not in past]
+    assert record.last_command == (accepted[-1] if accepted else 0), "recorded commands were not accepted here"
     return state

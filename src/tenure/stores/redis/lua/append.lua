@@ -1,6 +1,6 @@
 -- append: an owner's batch, through the fence (rules 1, 5 and 6).
 --
--- KEYS lock journal snapshot refusals wanted owners named
+-- KEYS lock journal keys snapshot refusals wanted owners named
 -- ARGV given channel
 --      incarnation epoch token refusals_limit
 --      number seen digest large
@@ -12,7 +12,7 @@
 -- `events` are triples of kind, body, rest. `large` is 1 where one is larger than the store takes; then none was sent. `settled`
 -- are seqs between blanks. Answers: fenced [record], repeated result, large, appended result.
 
-local lock, journal, snapshot, refusals, wanted, owners, named = unpack(KEYS)
+local lock, journal, keys, snapshot, refusals, wanted, owners, named = unpack(KEYS)
 local given, channel,
   incarnation, epoch, token, refusals_limit,
   number, seen, digest, large,
@@ -35,7 +35,7 @@ if held and before.result and number == int(before.number) and digest == before.
 end
 local next = held and is_next(before, batch)
 if next and large == '1' then return { 'large' } end
-local after = next and take(journal, before, lease, batch, at, 23)
+local after = next and take(journal, keys, before, lease, batch, at, 23)
 if not after then
   refuse(refusals, at, 'append', lease, refusals_limit)
   return { 'fenced', shown(lock, now) }

@@ -3,7 +3,7 @@
 -- KEYS lock journal epochs wanted owners named created *register
 -- ARGV given channel conversation
 --      incarnation token expected_epoch node address body forced floor claimant_dead
---      event asked_agent agent user_id asked_settings settings settings_digest policy title metadata seen event_large
+--      event asked_agent agent user_id asked_settings settings settings_digest policy title metadata create_wanted seen event_large
 --      *dead
 -- includes clock record journal creation hints
 --
@@ -16,19 +16,19 @@ local lock, journal, epochs, wanted, owners, named, created = unpack(KEYS, 1, 7)
 local register = KEYS[8]
 local given, channel, conversation,
   incarnation, token, expected_epoch, node, address, body, forced, floor, claimant_dead,
-  event, asked_agent, agent, user_id, asked_settings, settings, settings_digest, policy, title, metadata, seen, event_large
-  = unpack(ARGV, 1, 24)
+  event, asked_agent, agent, user_id, asked_settings, settings, settings_digest, policy, title, metadata, create_wanted, seen, event_large
+  = unpack(ARGV, 1, 25)
 
 local indexes = { wanted = wanted, owners = owners, named = named }
 local creation = event ~= '' and {
   event = event, seen = seen, asked_agent = nullable(asked_agent), agent = agent, user_id = nullable(user_id),
   asked_settings = nullable(asked_settings), settings = settings, settings_digest = settings_digest, policy = policy,
-  title = nullable(title), metadata = metadata,
+  title = nullable(title), metadata = metadata, wanted = create_wanted,
 }
 
 local function is_dead(owner)
   if register then return redis.call('HGET', register, owner) == 'dead' end
-  for i = 25, #ARGV do
+  for i = 26, #ARGV do
     if ARGV[i] == owner then return true end
   end
   return false

@@ -1,6 +1,6 @@
 -- release: the last append of a lease; afterwards nothing of it is accepted but its own repetition (rule 5).
 --
--- KEYS lock journal snapshot refusals wanted owners named
+-- KEYS lock journal keys snapshot refusals wanted owners named
 -- ARGV given channel
 --      incarnation epoch token refusals_limit
 --      number seen digest large
@@ -13,7 +13,7 @@
 -- As append; `body` is that of the event `released`, `retry_in` microseconds or ''. Answers: fenced [record], large,
 -- released wanted head repeated.
 
-local lock, journal, snapshot, refusals, wanted, owners, named = unpack(KEYS)
+local lock, journal, keys, snapshot, refusals, wanted, owners, named = unpack(KEYS)
 local given, channel,
   incarnation, epoch, token, refusals_limit,
   number, seen, digest, large,
@@ -55,7 +55,7 @@ if is_repeated(before) then return { 'released', int(before.wanted), int(before.
 local now, at = clock(given)
 local next = holds(before, lease) and is_next(before, batch)
 if next and large == '1' then return { 'large' } end
-local after = next and take(journal, before, lease, batch, at, 26)
+local after = next and take(journal, keys, before, lease, batch, at, 26)
 if not (after and let_go(before, after, now, at)) then
   refuse(refusals, at, 'release', lease, refusals_limit)
   return { 'fenced', shown(lock, now) }

@@ -3,7 +3,7 @@
 -- KEYS lock journal keys wanted owners named created
 -- ARGV given channel conversation
 --      kind key digest body rest delivery large unsettled_limit
---      event asked_agent agent user_id asked_settings settings settings_digest policy title metadata seen event_large
+--      event asked_agent agent user_id asked_settings settings settings_digest policy title metadata create_wanted seen event_large
 -- includes clock record journal creation hints
 --
 -- A null command has kind ''; without creation `event` is ''. `large` and `event_large` are 1 where the body is larger than the
@@ -13,14 +13,14 @@
 local lock, journal, keys, wanted, owners, named, created = unpack(KEYS)
 local given, channel, conversation,
   kind, key, digest, body, rest, delivery, large, unsettled_limit,
-  event, asked_agent, agent, user_id, asked_settings, settings, settings_digest, policy, title, metadata, seen, event_large
+  event, asked_agent, agent, user_id, asked_settings, settings, settings_digest, policy, title, metadata, create_wanted, seen, event_large
   = unpack(ARGV)
 
 local indexes = { wanted = wanted, owners = owners, named = named }
 local creation = event ~= '' and {
   event = event, seen = seen, asked_agent = nullable(asked_agent), agent = agent, user_id = nullable(user_id),
   asked_settings = nullable(asked_settings), settings = settings, settings_digest = settings_digest, policy = policy,
-  title = nullable(title), metadata = metadata,
+  title = nullable(title), metadata = metadata, wanted = create_wanted,
 }
 
 local function known(record, now)

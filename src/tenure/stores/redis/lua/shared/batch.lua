@@ -5,13 +5,20 @@ local function is_next(record, batch)
 end
 
 -- Events as triples of kind, body, rest, from argument `first` on. False when the stream refuses the first: it was rewound.
-local function write_events(journal, record, lease, at, first)
+-- Before the rest of a recorded command stand its delivery, its digest, and its key with the length; it has no epoch.
+local function write_events(journal, keys, record, lease, at, first)
   local seq = record.head
   for i = first, #ARGV, 3 do
     seq = seq + 1
-    if not try_write(journal, record.epoch, seq, lease.epoch, ARGV[i], at, ARGV[i + 1], ARGV[i + 2], '') then
-      return false
+    local kind, body, rest = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    local epoch, delivery, digest, length, key = lease.epoch, rest:match('^(%l+) (%x+) (%d+) ')
+    if delivery then
+      local before_key = #delivery + #digest + #length + 3
+      key = rest:sub(before_key + 1, before_key + tonumber(length))
+      epoch, rest = '', rest:sub(before_key + #key + 1)
     end
+    if not try_write(journal, record.epoch, seq, epoch, kind, at, body, rest, delivery or '') then return false end
+    if delivery then redis.call('HSET', keys, key, int(seq) .. ' ' .. digest) end
   end
   return seq
 end
@@ -33,8 +40,8 @@ local function settle(record, batch)
 end
 
 -- The record after the batch, with the answer that a repeat of it gets; nil when the stream refuses it.
-local function take(journal, before, lease, batch, at, first_event)
-  local head = write_events(journal, before, lease, at, first_event)
+local function take(journal, keys, before, lease, batch, at, first_event)
+  local head = write_events(journal, keys, before, lease, at, first_event)
   if not head then return nil end
   local after = changed(before)
   after.head, after.number, after.digest = head, tonumber(batch.number), batch.digest

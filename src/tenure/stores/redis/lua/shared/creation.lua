@@ -25,6 +25,7 @@ local function new_record(conversation, creation, at)
   record.settings, record.settings_digest = creation.settings, creation.settings_digest
   record.title, record.metadata = creation.title, creation.metadata
   record.version, record.turn, record.head = 1, 'none', 1
+  record.wanted = tonumber(creation.wanted)
   record.created_at, record.updated_at = at, at
   return record
 end
