@@ -6,6 +6,7 @@ import random
 import httpx
 import pytest
 
+from tenure.abc import RuntimeFailure
 from tenure.client import Client, Delta, ProblemError, RewoundError, UnreachableError
 from tenure.conversation import Status
 from tenure.errors import (
@@ -192,6 +193,20 @@ async def test_a_start_that_failed_says_why(cluster, client):
     with pytest.raises(ProvisioningError) as failed:
         await client.start("c1")
     assert (failed.value.step, failed.value.permanent) == ("pull", True)
+
+
+async def test_how_a_start_does(cluster, client):
+    cluster.provider.refusal = RuntimeFailure("no machines left", step="place", permanent=True)
+    await client.create("c1")
+    with pytest.raises(ProvisioningError):
+        await client.start("c1")
+    progress = await client.start_progress("c1")
+    assert (progress.status, progress.step, progress.since) == (Status.FAILED, None, None)
+    assert progress.error is not None and progress.error["reason"] == "no machines left"
+    owner = await cluster.by_hand("c2")
+    await owner.claim(started=False)
+    progress = await client.start_progress("c2")
+    assert progress.step == "claimed" and progress.owner is not None and progress.since == progress.owner.since
 
 
 @pytest.mark.parametrize("urls", [[], "", "ftp://x", ["http://a", "b"]])

@@ -297,3 +297,39 @@ async def test_a_draining_or_full_node_takes_nothing_and_names_others(cluster):
     assert (refused.status_code, refused.json()["code"]) == (503, "node-unavailable")
     accepted = await other.post("/conversations/c1/messages", json={"text": "x"})
     assert accepted.status_code == 202, "a node that leaves still accepts"
+
+
+async def test_every_node_tells_how_a_start_does(cluster, eventually):
+    """The step and since when while somebody starts it, the provider's own reason when it failed, for its user alone."""
+    one, other = await cluster.http("n1"), await cluster.http("n2")
+    await one.post("/conversations", json={"id": "c1", "user_id": "ann"})
+    idle = await other.get("/conversations/c1/start", params={"user_id": "ann"})
+    assert (idle.status_code, idle.json()) == (200, {
+        "conversation_id": "c1", "status": "idle", "epoch": 0, "owner": None, "step": None, "since": None,
+        "failures": 0, "retry_in_s": None, "error": None,
+    })  # fmt: skip
+    owner = await cluster.by_hand("c2")
+    await owner.claim(started=False)
+    starting = (await other.get("/conversations/c2/start")).json()
+    assert (starting["status"], starting["step"], starting["owner"]["node"]) == ("starting", "claimed", "hand")
+    await cluster.store.put_paper("start", "c2@1", {"conversation": "c2", "epoch": 1, "incarnation": "x",
+        "step": "pull the image", "since": "2026-01-31T09:30:00.250Z"}, 0)  # fmt: skip
+    told = [(await http.get("/conversations/c2/start")).json() for http in (one, other)]
+    assert {(t["step"], t["since"]) for t in told} == {("pull the image", "2026-01-31T09:30:00.250Z")}
+    assert (await one.get("/conversations/c1/start", params={"user_id": "ben"})).status_code == 404
+
+
+async def test_a_failed_start_tells_its_reason_on_every_node(cluster, eventually):
+    one, other = await cluster.http("n1"), await cluster.http("n2")
+    cluster.provider.refusal = RuntimeFailure("no machines left", step="place", permanent=True)
+    await one.post("/conversations", json={"id": "c1", "message": "x"})
+
+    async def failed():
+        told = (await other.get("/conversations/c1/start")).json()
+        return told if told["status"] == "failed" else None
+
+    told = await eventually(failed)
+    assert (told["error"]["step"], told["error"]["reason"], told["error"]["permanent"]) == (
+        "place", "no machines left", True,
+    )  # fmt: skip
+    assert told["error"]["at"].endswith("Z")

@@ -198,6 +198,7 @@ def test_start_with_settings_of_its_own(shell: Shell, name: str):
 def test_show_and_ls(shell: Shell, name: str):
     shell.json("send", name, "hello", "--wait")
     told = shell.json("show", name, "--events", "2")
+    assert told["start"]["step"] is None and told["start"]["error"] is None
     assert (told["id"], told["status"], len(told["events"])) == (name, "idle", 2)
     shown = shell.run("show", name).stdout
     assert "turn_completed" in shown and "scripted" in shown

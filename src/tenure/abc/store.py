@@ -62,6 +62,12 @@ class Store(abc.ABC):
     url: str | None
     """How another process opens the same store; null if none can. May hold a password: never print it."""
     limits: Limits
+    place: str = ""
+    """What tells this store, once open, from a copy of it that lies elsewhere; empty where nobody makes copies."""
+
+    def lies_at(self, place: str) -> bool:
+        """Whether this store, once open, is the one that was at `place` when it said so, and no copy."""
+        return place == self.place
 
     @abc.abstractmethod
     async def __aenter__(self) -> Self:

@@ -200,15 +200,16 @@ async def show(
     events: Events = 5,
     timeline: Annotated[bool, typer.Option("--timeline", help="Show who owned it, and why it moved.")] = False,
 ) -> None:
-    """What a conversation does, who owns it, and its last events."""
+    """What a conversation does, who owns it, how its start does, and its last events."""
     if timeline:
         owners = await to.client.timeline(conversation)
         to.tell([owner.as_json() for owner in owners], lambda: timeline_table(owners))
         return
     one = await to.client.get(conversation)
     last = [event async for event in to.client.events(conversation, max(0, one.last_seq - events))] if events else []
-    shape: dict[str, Json] = {**one.raw, "events": [event.as_json() for event in last]}
-    to.tell(shape, lambda: Group(conversation_table(one), *([Text()] if last else []), *map(event_text, last)))
+    start = await to.client.start_progress(conversation)
+    shape: dict[str, Json] = {**one.raw, "start": dict(start.raw), "events": [event.as_json() for event in last]}
+    to.tell(shape, lambda: Group(conversation_table(one, start), *([Text()] if last else []), *map(event_text, last)))
 
 
 async def ls(

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tenure.client import Conversation, Delta, LoopInfo, NodeInfo, Sent
+from tenure.client import Conversation, Delta, LoopInfo, NodeInfo, Sent, StartProgress
 from tenure.clock import Instant
 from tenure.conversation import Ended
 from tenure.journal import TURN_ENDS
@@ -54,8 +54,8 @@ def conversations_table(found: Sequence[Conversation]) -> Table | Text:
     return table
 
 
-def conversation_table(one: Conversation) -> Table:
-    """All about one."""
+def conversation_table(one: Conversation, start: StartProgress) -> Table:
+    """All about one, and how its start does as long as that is news."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -63,6 +63,7 @@ def conversation_table(one: Conversation) -> Table:
         "conversation": one.id,
         "status": _status(one.status.value, one.agent_status),
         "owner": owner_text(one.owner),
+        "start": _start_text(start),
         "epoch": one.epoch,
         "events": one.last_seq,
         "unsettled": one.raw.get("unsettled", 0),
@@ -76,9 +77,21 @@ def conversation_table(one: Conversation) -> Table:
         "updated": moment(one.updated_at),
     }
     for name, value in rows.items():
-        if value not in (None, ""):
+        if value not in (None, "", Text()):
             table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
     return table
+
+
+def _start_text(start: StartProgress) -> Text:
+    text = Text()
+    if start.step is not None and start.since is not None:
+        text.append(f"{start.step}, since {moment(start.since)}", style="cyan")
+    if start.error is not None:
+        text.append("; " if text else "")
+        text.append(f"failed at {start.error['step']}: {start.error['reason']}", style="red")
+        if start.retry_in_s is not None:
+            text.append(f"; again in {start.retry_in_s:.0f} s")
+    return text
 
 
 def nodes_table(nodes: Sequence[NodeInfo]) -> Table | Text:

@@ -14,6 +14,7 @@ from tenure.client.replies import (
     ProblemError,
     RewoundError,
     Sent,
+    StartProgress,
     UnreachableError,
 )
 from tenure.client.stream import Stream
@@ -27,6 +28,7 @@ __all__ = [
     "ProblemError",
     "RewoundError",
     "Sent",
+    "StartProgress",
     "Stream",
     "UnreachableError",
 ]

@@ -19,12 +19,14 @@ from tenure.client.replies import (
     LoopInfo,
     NodeInfo,
     Sent,
+    StartProgress,
     UnreachableError,
     conversation_of,
     loop_info_of,
     may_pass,
     node_of,
     refusal,
+    start_progress_of,
 )
 from tenure.client.stream import FIRST_PAUSE_S, Ask, Stream
 from tenure.conversation import TenureSpan
@@ -194,6 +196,11 @@ class Client:
             "POST", path, body=body, params=params, of=conversation_id, wait_s=asked_to_wait_s, again=not here
         )
         return loop_info_of(answer.json(), ready=answer.status_code == 200)
+
+    async def start_progress(self, conversation_id: str) -> StartProgress:
+        """How the start of a conversation does, on whichever node: the step and since when, why the last try failed."""
+        answer = await self._ask("GET", f"{path_of(conversation_id)}/start", of=conversation_id)
+        return start_progress_of(answer.json())
 
     async def takeover(self, conversation_id: str) -> LoopInfo:
         """Make the node that is asked the owner, by force.

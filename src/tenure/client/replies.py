@@ -103,6 +103,24 @@ class LoopInfo:
 
 @final
 @dataclass(frozen=True, slots=True)
+class StartProgress:
+    """How a start does. `step` and `since` are null unless somebody alive is starting it now; `error` is why the last
+    try failed: step, reason, permanent, at."""
+
+    conversation_id: str
+    status: Status
+    epoch: int
+    owner: Owner | None
+    step: str | None
+    since: Instant | None
+    failures: int
+    retry_in_s: float | None
+    error: Mapping[str, Any] | None
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """A node of the cluster. A negative `expires_in_s`: nobody renews it any more."""
 
@@ -165,6 +183,21 @@ def loop_info_of(shape: Mapping[str, Any], *, ready: bool) -> LoopInfo:
         shape["here"],
         ready,
         shape.get("failure"),
+    )
+
+
+def start_progress_of(shape: Mapping[str, Any]) -> StartProgress:
+    return StartProgress(
+        shape["conversation_id"],
+        Status(shape["status"]),
+        shape["epoch"],
+        owner_of(shape["owner"]),
+        shape["step"],
+        None if shape["since"] is None else Instant.parse(shape["since"]),
+        shape["failures"],
+        shape["retry_in_s"],
+        shape["error"],
+        raw=shape,
     )
 
 

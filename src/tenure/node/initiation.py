@@ -56,7 +56,7 @@ from tenure.journal import (
 )
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
 from tenure.node.credentials import credentials
-from tenure.node.reaper import runtime_names
+from tenure.node.reaper import named_by, runtime_names
 from tenure.node.reasons import reason_of
 from tenure.node.release import fail, outlast, release
 from tenure.node.tasks import settled
@@ -377,6 +377,7 @@ async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableE
             return let_go(tenure, todo)
         if agent is None or tenure.leaving:
             return leave_to_others(tenure)
+        tenure.progress.begin()
         runtime = await provision(tenure)  # 2
         return await start(tenure, agent, runtime)  # 3
     except ProvisioningError as failure:
@@ -394,6 +395,8 @@ async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableE
     except Exception as error:
         log.exception("a tenure failed", extra={"conversation": tenure.conversation_id})
         return ProvisioningError(tenure.conversation_id, tenure.step, reason_of(error))
+    finally:
+        tenure.progress.end()
 
 
 def leave_to_others(tenure: Tenure) -> NodeUnavailableError:
@@ -438,7 +441,7 @@ async def provision(tenure: Tenure) -> Runtime:
             retired = tenure.fold.runtime
             lost = [draft(RuntimeLost(retired, "its owner is gone"))] if retired is not None else []
             await tenure.append([*lost, draft(RuntimeRequested(spec.name, means.provider.kind))])
-            if retired is not None:
+            if retired is not None and named_by(means.identity, retired):
                 tenure.step = "discard"
                 await means.provider.discard(retired)
             tenure.step = "provision"
@@ -469,10 +472,11 @@ async def _bounded(tenure: Tenure) -> AsyncGenerator[None]:
 
 
 async def _reattach(tenure: Tenure) -> Runtime | None:
-    if tenure.fold.runtime is None or not tenure.fold.runtime_ready:
+    name = tenure.fold.runtime
+    if name is None or not tenure.fold.runtime_ready or not named_by(tenure.means.identity, name):
         return None
     tenure.step = "attach"
-    return await tenure.means.provider.attach(_spec(tenure, tenure.fold.runtime))
+    return await tenure.means.provider.attach(_spec(tenure, name))
 
 
 def _spec(tenure: Tenure, name: str) -> RuntimeSpec:
@@ -492,6 +496,7 @@ async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
         told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name)
         await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
         tenure.state = TenureState.LIVE
+        tenure.progress.end()
         tenure.ready.set_result(True)
         return await Turns(tenure, agent, live).run()
     finally:

@@ -33,6 +33,7 @@ from tenure.node.drain import drain, settle_down
 from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
+from tenure.node.progress import StartInfo, start_info
 from tenure.node.reaper import Reaper, runtime_names
 from tenure.node.reasons import reason_of
 from tenure.node.tasks import Tasks, ended, settled
@@ -143,12 +144,19 @@ class Node:
             await self.store.__aexit__(None, None, None)
 
     async def _store_identity(self) -> str:
-        """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap."""
+        """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap. A copy of it that lies
+        elsewhere draws its own: it must not touch the runtimes of the original."""
         while True:
             found = await self.store.get_paper("cluster", "identity")
-            if found is not None:
-                return str(found.document["id"])
-            await self.store.put_paper("cluster", "identity", {"id": new_incarnation()[:8]}, 0)
+            known = None if found is None else str(found.document["id"])
+            place = "" if found is None else str(found.document.get("place", ""))
+            copied = place != "" and not self.store.lies_at(place)
+            if known is not None and not copied and (place or not self.store.place):
+                return known
+            document: JsonObject = {"id": new_incarnation()[:8] if known is None or copied else known}
+            if self.store.place:
+                document["place"] = self.store.place
+            await self.store.put_paper("cluster", "identity", document, 0 if found is None else found.version)
 
     async def _load(self, name: str, agent: AgentLoop) -> None:
         try:
@@ -397,14 +405,26 @@ class Node:
 
         :raises UnknownConversationError: there is none. :raises ConversationDeletedError: there was one.
         """
+        record = await self._record(conversation_id)
+        word, owner = await self.describe(record)
+        here = owner is not None and self._incarnation is not None and owner.incarnation == self._incarnation.id
+        return AgentLoopInfo(conversation_id, word, record.epoch, owner, here)
+
+    async def _record(self, conversation_id: str) -> Record:
         record = (await self.store.records([conversation_id]))[0]
         if record is None:
             raise UnknownConversationError(conversation_id)
         if record.deleted:
             raise ConversationDeletedError(conversation_id)
-        word, owner = await self.describe(record)
-        here = owner is not None and self._incarnation is not None and owner.incarnation == self._incarnation.id
-        return AgentLoopInfo(conversation_id, word, record.epoch, owner, here)
+        return record
+
+    async def start_info(self, conversation_id: str) -> StartInfo:
+        """How the start of a conversation does, on whichever node: the step, since when, why the last try failed.
+
+        :raises UnknownConversationError: there is none. :raises ConversationDeletedError: there was one.
+        """
+        record = await self._record(conversation_id)
+        return await start_info(self.store, record, *await self.describe(record))
 
     async def describe(self, record: Record) -> tuple[Status, Owner | None]:
         """The status of a record, and its owner if it lives, with what is left of its lease."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 from tenure.abc import Deleted, Reading
 from tenure.conversation import Fold, fold
 from tenure.errors import StoreUnavailableError
+from tenure.node import progress
 from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ FIRST_LOOK_S = 0.5
 def runtime_names(identity: str, conversation_id: str, epoch: int) -> tuple[str, str]:
     """What the runtime that an epoch provisions is called, and the workspace that it shares with those before it."""
     return f"{identity}.{conversation_id}.e{epoch}", f"{identity}.{conversation_id}"
+
+
+def named_by(identity: str, name: str) -> bool:
+    """Whether a runtime was named by this store, and not by the one that it is a copy of."""
+    return name.startswith(f"{identity}.")
 
 
 @final
@@ -41,6 +47,7 @@ class Reaper:
             lost_one = await self._waited(pause_s * means.rng.uniform(0.8, 1.2))
             pause_s = min(FIRST_LOOK_S if lost_one else 2 * pause_s, means.config.reap_s)
             await self.reap()
+            await self._sweep_papers()
 
     async def _waited(self, seconds: float) -> bool:
         """Wait; true as soon as a conversation is lost whose runtime may still run."""
@@ -59,7 +66,7 @@ class Reaper:
         gone = 0
         for name, conversation in await means.provider.list():
             tenure = self._incarnation.holds(conversation)
-            if not name.startswith(f"{means.identity}.") or (tenure is not None and tenure.fold.runtime == name):
+            if not named_by(means.identity, name) or (tenure is not None and tenure.fold.runtime == name):
                 continue
             try:
                 verdict = await self._verdict(name, conversation)
@@ -75,6 +82,12 @@ class Reaper:
                 gone += 1
                 log.info("reaped runtime %s: %s", name, verdict, extra={"conversation": conversation})
         return gone
+
+    async def _sweep_papers(self) -> None:
+        """What starts have said of themselves whose node has died meanwhile."""
+        means = self._incarnation.means
+        assert means is not None, "registered"
+        await progress.sweep(means.store, {n.incarnation: n for n in await means.store.nodes()})
 
     async def _verdict(self, name: str, conversation: str) -> str | None:
         """Why the runtime may go; null while the journal does not say so, and for a conversation that is not known."""

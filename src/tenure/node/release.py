@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Reason
 from tenure.journal import CommandSettled, Outcome, RuntimeDiscarded, StartFailed, draft
+from tenure.node.reaper import named_by
 from tenure.node.reasons import reason_of, speakable
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
 
 async def _discard(tenure: Tenure, name: str) -> None:
     """Torn down now if the provider answers; otherwise the reaper finds it by the journal's word."""
+    if not named_by(tenure.means.identity, name):
+        return  # the original's, in a copy of its store
     try:
         async with asyncio.timeout(DISCARD_S):
             await tenure.means.provider.discard(name)

@@ -31,6 +31,7 @@ from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
 from tenure.journal import CORE_COMMANDS
 from tenure.lease import TenureState
+from tenure.node.progress import Progress
 from tenure.node.tasks import Tasks, settled
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Tenure:
         self.runtime: Runtime | None = None
         self.loop_state: JsonObject | None = None
         self.agent_status: str | None = None
-        self.step = "claimed"
+        self.progress = Progress(means, lease)
         self.mask: Mask | None = None
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True when the loop is live, false if it ended without one; or what went wrong."""
@@ -114,6 +115,15 @@ class Tenure:
     @property
     def conversation_id(self) -> str:
         return self.lease.conversation
+
+    @property
+    def step(self) -> str:
+        """The named step that its start has come to."""
+        return self.progress.step
+
+    @step.setter
+    def step(self, step: str) -> None:
+        self.progress.tell(step)
 
     @property
     def letting_go(self) -> bool:

@@ -32,6 +32,7 @@ from tenure.server.wire import (
     LoopInfoShape,
     NodeShape,
     SettledShape,
+    StartShape,
     TimelineShape,
 )
 
@@ -70,6 +71,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("POST", f"{ONE}/stop", commands.stop, COMMAND),
         ("POST", f"{ONE}/answer", commands.answer, COMMAND),
         ("POST", f"{ONE}/start", commands.start, {200: LoopInfoShape, 202: LoopInfoShape}),
+        ("GET", f"{ONE}/start", commands.progress, {200: StartShape}),
         ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
         ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
         ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),

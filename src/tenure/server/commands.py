@@ -145,6 +145,12 @@ class Commands:
         wait_s = self.bounds.start_wait_s if wait_s is None else wait_s
         return await self._started(conversation, submitted.seq, wait_s)
 
+    async def progress(self, conversation: InPath, user_id: ForUser = None) -> Response:
+        """How the start does, on whichever node: the step and since when, and why the last try failed."""
+        if user_id is not None:
+            await find(self.node.store, conversation, user_id)
+        return json_reply(200, (await self.node.start_info(conversation)).as_json())
+
     async def takeover(self, conversation: InPath, body: Body | None = None, user_id: ForUser = None) -> Response:
         """Make this node the owner by force, if nobody else claims it meanwhile."""
         record = await find(self.node.store, conversation, the_user(user_id, body and body.user_id))

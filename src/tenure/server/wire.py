@@ -326,6 +326,29 @@ class LoopInfoShape(TypedDict):
     failure: NotRequired[str]
 
 
+class StartErrorShape(TypedDict):
+    """Why a start failed: at which step, in the provider's own words."""
+
+    step: str
+    reason: str
+    permanent: bool
+    at: str
+
+
+class StartShape(TypedDict):
+    """How a start does. `step` and `since` are null unless somebody alive is starting it now."""
+
+    conversation_id: str
+    status: str
+    epoch: int
+    owner: OwnerShape | None
+    step: str | None
+    since: str | None
+    failures: int
+    retry_in_s: float | None
+    error: StartErrorShape | None
+
+
 class NodeShape(TypedDict):
     """An incarnation that is not buried. A negative `expires_in_s`: nobody renews it any more."""
 

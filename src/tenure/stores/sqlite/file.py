@@ -67,6 +67,19 @@ class StoreFile:
         self.check()
         return _connect(self.path)
 
+    @property
+    def place(self) -> str:
+        """The boot, the device and the number of the file."""
+        device, number = self._identity or (0, 0)
+        return f"{self.boot}/{device}/{number}"
+
+    def lies_at(self, place: str) -> bool:
+        """Whether `place` was this file's. Within one boot device and number decide; devices may be numbered anew at the
+        next one."""
+        boot, device, number = place.split("/")
+        now = self.place.split("/")
+        return number == now[2] and (boot != now[0] or device == now[1])
+
     def check(self) -> None:
         """Whether the path still names the file that was opened; once it did not, never again.
 

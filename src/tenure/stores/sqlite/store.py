@@ -109,6 +109,14 @@ class SqliteStore(Store):
         other._checkpoints = False  # a heartbeat does not wait for the housekeeping of others
         return other
 
+    @property
+    def place(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - known once it is open
+        """The file, as the kernel of this boot knows it: a copy is another file."""
+        return self._parts.file.place
+
+    def lies_at(self, place: str) -> bool:
+        return self._parts.file.lies_at(place)
+
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise RuntimeError("this store is open already; sibling() makes another way to it")
