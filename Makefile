@@ -13,8 +13,8 @@ help:  ## say what the verbs do
 setup:  ## .venv with all groups and extras, as pinned in requirements/all.txt
 	@sh scripts/setup all
 
-demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=url AGENT=module:function)
-	@sh scripts/setup core
+demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=redis|url AGENT=module:function)
+	@sh scripts/setup $(if $(filter-out sqlite%,$(STORE)),all,core)
 	@$(PYTHON_IN_VENV) -m tenure demo $(if $(STORE),--store '$(STORE)') $(if $(AGENT),--agent '$(AGENT)') $(ARGS)
 
 test: setup  ## all suites, and the time each took (SUITE=unit ARGS="-k lease")

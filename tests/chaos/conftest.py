@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "nodeside")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a `store` runs on each of them; STORE of `make chaos` chooses."""
+    if "store" in metafunc.fixturenames and "chaos" in metafunc.definition.path.parts:
+        from backings import CHOSEN
+
+        metafunc.parametrize("store", CHOSEN)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

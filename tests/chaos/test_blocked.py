@@ -5,8 +5,8 @@ from __future__ import annotations
 from world import world
 
 
-async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path):
-    async with world(tmp_path, ttl_s=1.0) as one:
+async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path, store):
+    async with world(tmp_path, store, ttl_s=1.0) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
         await one.create("blocked", first)
@@ -25,8 +25,8 @@ async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path):
         await one.judge()
 
 
-async def test_an_interpreter_that_pauses_for_longer_than_the_ttl_is_frozen(tmp_path):
-    async with world(tmp_path, ttl_s=1.0) as one:
+async def test_an_interpreter_that_pauses_for_longer_than_the_ttl_is_frozen(tmp_path, store):
+    async with world(tmp_path, store, ttl_s=1.0) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
         await one.create("c", first)

@@ -56,8 +56,9 @@ def numbers(printed: str, row: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", line.removeprefix(row))]
 
 
-def test_the_quick_demo_keeps_every_promise(tmp_path: Path):
-    with a_demo(tmp_path, "--quick") as demo:
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_the_quick_demo_keeps_every_promise_on_a_store_of_its_own(tmp_path: Path, store: str):
+    with a_demo(tmp_path, "--quick", *(["--store", store] if store != "sqlite" else [])) as demo:
         printed, _ = demo.communicate(timeout=PATIENCE_S)
     print(printed)
     assert demo.returncode == 0

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from world import world
 
-from tenure.stores import open_store
 
-
-async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_path):
-    async with world(tmp_path, ttl_s=1.0) as one:
+async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_path, store):
+    async with world(tmp_path, store, ttl_s=1.0) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
         await one.create("c", first)
         await one.http.post(f"{first.url}/conversations/c/start", params={"here": "true"}, json={})
         await one.send("c", "hello", first, between_s=1.5)
         await one.event("c", "call_finished")  # the call `pause` is next: frozen between two appends
-        first.freeze()
+        await one.freeze(first)
         await second.start()
         taken = await one.event("c", "claimed", count=2)
         await one.event("c", "turn_completed", after=taken.seq)
@@ -38,10 +36,10 @@ async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_p
         await one.judge()
 
 
-async def test_a_frozen_zombie_is_refused_by_the_store_itself(tmp_path):
+async def test_a_frozen_zombie_is_refused_by_the_store_itself(tmp_path, store):
     """With trust taken out of the game (an hour's ttl on the zombie's side would hold it), the fence alone refuses:
     a forced takeover deposes a frozen owner whose lease has long to live."""
-    async with world(tmp_path, ttl_s=60.0) as one:
+    async with world(tmp_path, store, ttl_s=60.0) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
         await second.start()
@@ -49,17 +47,16 @@ async def test_a_frozen_zombie_is_refused_by_the_store_itself(tmp_path):
         await one.http.post(f"{first.url}/conversations/c/start", params={"here": "true"}, json={})
         await one.send("c", "hello", first, between_s=1.0)
         await one.event("c", "call_finished")
-        first.freeze()
+        await one.freeze(first)
         await one.post("/conversations/c/takeover", {}, second)
         await one.event("c", "turn_completed")
         before = [e.as_json() for e in await one.events("c")]
         first.thaw()
-        async with open_store(one.store_url) as store:
 
-            async def refused():
-                return [r for r in await store.refusals("c") if r.lease.epoch == 1]
+        async def refused():
+            return [r for r in await one.store.refusals("c") if r.lease.epoch == 1]
 
-            refusals = await one.until(refused, "the refusal of the zombie's write")
+        refusals = await one.until(refused, "the refusal of the zombie's write")
         assert refusals[0].operation == "append"
         assert [e.as_json() for e in await one.events("c")] == before
         await one.judge()

@@ -7,8 +7,8 @@ import asyncio
 from world import world
 
 
-async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(tmp_path):
-    async with world(tmp_path, ttl_s=30.0, drain_s=0.5) as one:  # with this ttl, waiting for one would be seen
+async def test_a_rolling_restart_under_load_loses_and_doubles_nothing(tmp_path, store):
+    async with world(tmp_path, store, ttl_s=30.0, drain_s=0.5) as one:  # with this ttl, waiting for one would be seen
         for name in ("a", "b", "c"):
             one.node(name)
         await one.nodes.start()

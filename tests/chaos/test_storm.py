@@ -8,8 +8,8 @@ from collections import Counter
 from world import world
 
 
-async def test_a_storm_of_starts_runs_one_loop_each(tmp_path):
-    async with world(tmp_path) as one:
+async def test_a_storm_of_starts_runs_one_loop_each(tmp_path, store):
+    async with world(tmp_path, store) as one:
         for name in ("a", "b", "c"):
             one.node(name)
         await one.nodes.start()

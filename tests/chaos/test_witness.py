@@ -10,36 +10,18 @@ from pathlib import Path
 
 from world import World, world
 
-from tenure.stores import open_store
-
 LONG_TTL_S = 120.0
 """Whatever is seen before this has run out was not the ttl's doing."""
 
 
 async def _buried(one: World, incarnation: str) -> bool:
     """Nobody names it any more, or it is dead."""
-    async with open_store(one.store_url) as store:
-        return all(n.dead for n in await store.nodes() if n.incarnation == incarnation)
+    return all(n.dead for n in await one.store.nodes() if n.incarnation == incarnation)
 
 
 async def _incarnation(one: World, node) -> str:
     [found] = [n["incarnation"] for n in await one.get("/nodes", node) if n["node"] == node.name]
     return found
-
-
-def _witness_of(pid: int) -> int:
-    """The witness is the node's child that runs the witness module."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            command = (entry / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue
-        if parent == pid and b"tenure.cli.witness" in command:
-            return int(entry.name)
-    return 0
 
 
 async def _deaf(pid: int) -> bool:
@@ -48,15 +30,15 @@ async def _deaf(pid: int) -> bool:
     return bool(int(mask, 16) & 1 << (signal.SIGTERM - 1))
 
 
-async def test_c13_only_the_end_of_the_process_buries_early(tmp_path):
+async def test_c13_only_the_end_of_the_process_buries_early(tmp_path, store):
     """Stopped, signalled as a group, its witness killed: none of it is a death. Its end is, and at once."""
-    async with world(tmp_path, ttl_s=LONG_TTL_S) as one:
+    async with world(tmp_path, store, ttl_s=LONG_TTL_S) as one:
         node, other = one.node("node"), one.node("other")
         await one.nodes.start()
         incarnation = await _incarnation(one, node)
 
         async def watched() -> int:
-            return _witness_of(node.pid)
+            return node.witness
 
         first = await one.until(watched, "the witness")
         await one.until(lambda: _deaf(first), "the witness to be past its first instant")
@@ -66,12 +48,12 @@ async def test_c13_only_the_end_of_the_process_buries_early(tmp_path):
         sent = await one.send_new("elsewhere", "time goes by", other)
         await one.answered("elsewhere", sent)
         assert not await _buried(one, incarnation), "frozen is not dead"
-        assert _witness_of(node.pid) == first, "the witness ignores what is meant for others"
+        assert node.witness == first, "the witness ignores what is meant for others"
         node.thaw()
         os.kill(first, signal.SIGKILL)
 
         async def another() -> bool:
-            return _witness_of(node.pid) not in (0, first)
+            return node.witness not in (0, first)
 
         await one.until(another, "another witness")
         assert not await _buried(one, incarnation), "the death of the witness is not the node's"
@@ -85,9 +67,9 @@ async def test_c13_only_the_end_of_the_process_buries_early(tmp_path):
         await one.judge()
 
 
-async def test_c14_a_forked_child_does_not_hide_the_death_of_its_node(tmp_path):
+async def test_c14_a_forked_child_does_not_hide_the_death_of_its_node(tmp_path, store):
     """A lock file or a pipe would be inherited by the fork, and the node would look alive for as long as it runs."""
-    async with world(tmp_path, ttl_s=LONG_TTL_S) as one:
+    async with world(tmp_path, store, ttl_s=LONG_TTL_S) as one:
         node, other = one.node("node"), one.node("other")
         await one.nodes.start()
         incarnation = await _incarnation(one, node)
@@ -109,7 +91,7 @@ async def test_c14_a_forked_child_does_not_hide_the_death_of_its_node(tmp_path):
 
 async def test_c15_a_writer_frozen_inside_a_transaction_stalls_writers_not_readers(tmp_path):
     """The documented limit of an embedded store: writes wait until it is thawed or killed, reads go on, nothing breaks."""
-    async with world(tmp_path, ttl_s=LONG_TTL_S) as one:
+    async with world(tmp_path, "sqlite", ttl_s=LONG_TTL_S) as one:
         node = one.node("node")
         await node.start()
         sent = await one.send_new("c", "before", node)
@@ -123,7 +105,7 @@ async def test_c15_a_writer_frozen_inside_a_transaction_stalls_writers_not_reade
                     "db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
                     "db.execute('BEGIN IMMEDIATE'); print('held', flush=True); time.sleep(600)\n"
                 ),
-                str(tmp_path / "tenure.db"),
+                str(one.backing.file),
             ],
             stdout=subprocess.PIPE,
         )

@@ -1,39 +1,59 @@
-"""Real nodes on one SQLite file, clients that retry with the same key, and the judgement over what they left behind."""
+"""Real nodes on one store, clients that retry with the same key, and the judgement over what they left behind."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from backings import BACKINGS, Backing
+from chaos_clock import Steps
 
+from tenure.abc import Store
+from tenure.conversation import Record
+from tenure.errors import StoreError
 from tenure.journal import TURN_ENDS, Event
 from tenure.stores import open_store
 from tenure.testing import checker
 from tenure.testing.history import Attempt, Effect, History, Journal
-from tenure.testing.processes import NodeProcess, NodeProcesses
+from tenure.testing.processes import NodeProcess, NodeProcesses, free_port
+from tenure.testing.proxy import Proxy
 
 NODESIDE = Path(__file__).parent / "nodeside"
 PATIENCE_S = 60.0
 """How long anything may take on a noisy machine before it counts as never. Never the measure of a promise."""
 
 
+PROBE_S, PROBES = 0.5, 20
+
+
 class World:
     """A cluster of processes in a folder of its own."""
 
     def __init__(
-        self, folder: Path, *, ttl_s: float = 2.0, drain_s: float = 5.0, options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        backing: Backing,
+        store: Store,
+        *,
+        ttl_s: float = 2.0,
+        drain_s: float = 5.0,
+        options: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
-        self.store_url = f"sqlite:///{folder}/tenure.db"
+        self.backing = backing
+        self.store = store
+        """The judge's own way to the store."""
+        self.ttl_s = ttl_s
         self.effects_file = folder / "effects.jsonl"
         self.effects_file.touch()
         self.nodes = NodeProcesses()
@@ -41,27 +61,77 @@ class World:
         self.conversations: set[str] = set()
         self._options = ("--ttl-s", str(ttl_s), "--drain-s", str(drain_s), *options)
         self._numbers = itertools.count(1)
+        self._stack = AsyncExitStack()
         self.http = httpx.AsyncClient(trust_env=False, timeout=10)
+        self.fronts: dict[str, Proxy] = {}
+        """The ways from clients to nodes that can fail: of those nodes that were given one."""
+        self.asking: set[asyncio.Task[Any]] = set()
 
     def node(self, name: str, *, options: tuple[str, ...] = (), **environ: str) -> NodeProcess:
         """A node of this world, not yet started."""
         path = os.pathsep.join(filter(None, [str(NODESIDE), os.environ.get("PYTHONPATH")]))
+        port = free_port()
+        seen = {
+            "PYTHONPATH": path,
+            "CHAOS_EFFECTS": str(self.effects_file),
+            "CHAOS_CLOCK": str(self.clock_file(name)),
+            "CHAOS_STORE": self.backing.url,
+            "CHAOS_ADDRESS": f"http://127.0.0.1:{port}",
+        }
+        Steps(self.clock_file(name)).set()
         return self.nodes.add(
             NodeProcess(
                 name,
-                store=self.store_url,
+                store=self.backing.url_for(name),
                 folder=self.folder,
                 agents=["chaos_agent:agent"],
                 options=[*self._options, *options],
-                environ={"PYTHONPATH": path, "CHAOS_EFFECTS": str(self.effects_file), **environ},
+                environ=seen | environ,
                 cwd=NODESIDE,
+                port=port,
             )
         )
+
+    def clock_file(self, name: str) -> Path:
+        """Where a node's clocks are stepped: see :class:`chaos_clock.Steps`."""
+        return self.folder / f"{name}.clock"
+
+    async def parted_node(self, name: str, **how: Any) -> NodeProcess:
+        """A node whose ways to its clients and to its store (where that is another process) can fail."""
+        await self.backing.way(name)
+        node = self.node(name, **how)
+        self.fronts[name] = await self._stack.enter_async_context(Proxy(node.port))
+        return node
+
+    def url_of(self, node: NodeProcess) -> str:
+        """Where clients find it."""
+        return f"http://127.0.0.1:{self.fronts[node.name].port}" if node.name in self.fronts else node.url
+
+    async def close(self) -> None:
+        for task in self.asking:
+            task.cancel()
+        await asyncio.gather(*self.asking, return_exceptions=True)
+        await self.http.aclose()
+        await self._stack.aclose()
 
     # --- clients ----------------------------------------------------------------------------------------------------
 
     def key(self) -> str:
         return f"k{next(self._numbers)}"
+
+    def fresh(self, prefix: str) -> str:
+        """A conversation that does not exist yet."""
+        return f"{prefix}-{next(self._numbers)}"
+
+    def ask(self, what: Coroutine[Any, Any, Any]) -> None:
+        """Let a client ask on its own; :meth:`answers` waits for all of them."""
+        task = asyncio.create_task(what)
+        self.asking.add(task)
+
+    async def answers(self) -> None:
+        """What was asked on its own has been answered."""
+        asked, self.asking = self.asking, set()
+        await asyncio.gather(*asked)
 
     async def create(self, conversation: str, *nodes: NodeProcess) -> None:
         self.conversations.add(conversation)
@@ -103,7 +173,7 @@ class World:
                 await asyncio.sleep(0.02)
                 continue
             try:
-                reply = await self.http.post(f"{node.url}{path}", json=body)
+                reply = await self.http.post(f"{self.url_of(node)}{path}", json=body)
             except httpx.TransportError:
                 await asyncio.sleep(0.02)
                 continue
@@ -120,14 +190,27 @@ class World:
         return reply.json()
 
     async def events(self, conversation: str) -> list[Event]:
-        """The journal, from the file itself."""
-        async with open_store(self.store_url) as store:
-            found: list[Event] = []
-            while True:
-                reading = await store.read(conversation, len(found))
-                if not getattr(reading, "events", ()):
-                    return found
-                found.extend(reading.events)
+        """The journal, from the store itself."""
+        found: list[Event] = []
+        while True:
+            reading = await self.store.read(conversation, len(found))
+            if not getattr(reading, "events", ()):
+                return found
+            found.extend(reading.events)
+
+    async def freeze(self, node: NodeProcess) -> None:
+        """SIGSTOP, while the store takes writes: one inside of a transaction of an embedded store stalls everybody
+        (C15), which is not what a test means that asks for a frozen owner."""
+        for _ in range(PROBES):
+            node.freeze()
+            with contextlib.suppress(TimeoutError, StoreError):
+                async with asyncio.timeout(PROBE_S):
+                    paper = await self.store.get_paper("chaos", "probe")
+                    await self.store.put_paper("chaos", "probe", {}, 0 if paper is None else paper.version)
+                    return
+            node.thaw()
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{node.name} was inside of a transaction whenever it was looked at")
 
     async def until(self, what: Callable[[], Any], describe: str) -> Any:
         """Poll until `what` (a coroutine function) gives something true."""
@@ -159,13 +242,19 @@ class World:
 
     async def quiescent(self, conversations: set[str] | None = None) -> None:
         """Everything that was accepted is settled."""
-        async with open_store(self.store_url) as store:
-            ids = sorted(self.conversations if conversations is None else conversations)
+        ids = sorted(self.conversations if conversations is None else conversations)
 
-            async def rest() -> bool:
-                return all(r is not None and r.unsettled == 0 and not r.wanted for r in await store.records(ids))
+        async def rest() -> bool:
+            return all(r is not None and r.unsettled == 0 and not r.wanted for r in await self.records(ids))
 
-            await self.until(rest, f"rest in {ids}")
+        await self.until(rest, f"rest in {ids}")
+
+    async def records(self, ids: list[str]) -> list[Record | None]:
+        """In portions that every store takes."""
+        found: list[Record | None] = []
+        for start in range(0, len(ids), 50):
+            found += await self.store.records(ids[start : start + 50])
+        return found
 
     # --- the judgement ----------------------------------------------------------------------------------------------
 
@@ -174,38 +263,37 @@ class World:
 
     async def judge(self) -> None:
         """Every promise, read from the journals and from the file of side effects."""
-        async with open_store(self.store_url) as store:
-            for conversation in sorted(self.conversations):
-                [record] = await store.records([conversation])
-                assert record is not None
-                self.history.add(
-                    Journal(
-                        conversation=conversation,
-                        events=tuple(await self.events(conversation)),
-                        epoch=record.epoch,
-                        owner=record.owner and record.owner.incarnation,
-                        wanted=record.wanted,
-                        stopped=record.stopped,
-                        failed=record.failed,
-                    )
+        await self.collect()
+        violations = [str(v) for v in checker.check(self.history) if not _about_unrecorded(v)]
+        assert not violations, "\n".join(violations + self.doubled())
+        assert not self.doubled()
+
+    async def collect(self) -> None:
+        """Add to the history what stands in the store and in the file of side effects."""
+        conversations = sorted(self.conversations)
+        for conversation, record in zip(conversations, await self.records(conversations), strict=True):
+            assert record is not None, f"{conversation} was created and is gone"
+            self.history.add(
+                Journal(
+                    conversation=conversation,
+                    events=tuple(await self.events(conversation)),
+                    epoch=record.epoch,
+                    owner=record.owner and record.owner.incarnation,
+                    wanted=record.wanted,
+                    stopped=record.stopped,
+                    failed=record.failed,
                 )
+            )
         for effect in self.effects():
             if effect["tool"] == "work":
-                call = effect["key"].rpartition("/")[2]
-                self.history.add(
-                    Effect(
-                        conversation=effect["conversation"],
-                        call=call,
-                        key=effect["key"],
-                        epoch=0,
-                        process=str(effect["pid"]),
-                        at=0.0,
-                    )
-                )
-        violations = [v for v in checker.check(self.history) if not _about_unrecorded(v)]
-        assert not violations, "\n".join(str(v) for v in violations)
-        doubled = {k: n for k, n in Counter(e["key"] for e in self.effects() if e["tool"] == "work").items() if n > 1}
-        assert not doubled, f"not idempotent, and ran more than once: {doubled}"
+                conversation, call = effect["conversation"], effect["key"].rpartition("/")[2]
+                process, at = effect["address"], effect["at"]
+                self.history.add(Effect(conversation, call, effect["key"], effect["epoch"], process, at))
+
+    def doubled(self) -> list[str]:
+        """Calls that may run once and ran more often."""
+        ran = Counter(e["key"] for e in self.effects() if e["tool"] == "work")
+        return [f"not idempotent, and ran {n} times: {key}" for key, n in ran.items() if n > 1]
 
 
 def _about_unrecorded(violation: checker.Violation) -> bool:
@@ -214,10 +302,13 @@ def _about_unrecorded(violation: checker.Violation) -> bool:
 
 
 @asynccontextmanager
-async def world(folder: Path, **how: Any) -> AsyncIterator[World]:
-    one = World(folder, **how)
-    with one.nodes:
-        try:
-            yield one
-        finally:
-            await one.http.aclose()
+async def world(folder: Path, store: str, *, small_disk: bool = False, **how: Any) -> AsyncIterator[World]:
+    """A world on the store of this name."""
+    backing = BACKINGS[store](folder, small_disk=small_disk)
+    async with backing.up(), open_store(backing.url) as opened:
+        one = World(folder, backing, opened, **how)
+        with one.nodes:
+            try:
+                yield one
+            finally:
+                await one.close()

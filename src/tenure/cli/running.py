@@ -64,7 +64,10 @@ def serve(
 
 def demo(
     store: Annotated[
-        str | None, typer.Option(help="On this store; default: a new SQLite file, removed afterwards.")
+        str | None,
+        typer.Option(
+            help="On this store, by URL; or `sqlite` (the default) or `redis`: a new one, removed afterwards."
+        ),
     ] = None,
     agent: Annotated[list[str] | None, typer.Option(metavar="[NAME=]LOOP[:TARGET]", help="With this agent.")] = None,
     nodes: Annotated[int, typer.Option(min=2, max=10, help="So many nodes.")] = 3,

@@ -376,8 +376,8 @@ def known_fate(history: History) -> Iterator[Violation]:
             body = read_body(event)
             if isinstance(body, CallStarted):
                 calls[body.call] = body
-            elif isinstance(body, CallFinished):
-                finished.add(body.call)
+            elif isinstance(body, CallFinished) and body.error is None:
+                finished.add(body.call)  # one that raised may have done so before it acted
         state = _folded(journal)
         waits = state is not None and state.turn is not None and state.turn.waiting
         for call in opened:

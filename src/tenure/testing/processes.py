@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -35,6 +36,10 @@ CHILD_S = 3.0
 
 class NodeEndedError(Exception):
     """The process ended, or did not become ready in time; the message carries the end of its log."""
+
+
+class ServerFailedError(Exception):
+    """A database server ended, or did not do in time what it was asked; the message carries the end of its log."""
 
 
 def free_port() -> int:
@@ -165,6 +170,16 @@ class NodeProcess:
         return self._child.pid
 
     @property
+    def announced(self) -> bool:
+        """Its last process got as far as to say that it is ready."""
+        return READY.search(self._out_file.read_text(errors="replace")) is not None
+
+    @property
+    def witness(self) -> int:
+        """The process id of its witness; 0 while it has none."""
+        return next((pid for pid in _children(self.pid) if _is_witness(pid)), 0) if self.running else 0
+
+    @property
     def running(self) -> bool:
         """The process has not ended; it may be frozen."""
         return self._child is not None and self._child.poll() is None
@@ -214,6 +229,25 @@ class NodeProcess:
         """``SIGTERM``: it leaves by itself."""
         self.send(signal.SIGTERM)
 
+    def kill_witness(self) -> bool:
+        """``kill -9`` of its witness; whether there was one."""
+        if pid := self.witness:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pid != 0
+
+    @contextlib.contextmanager
+    def limited(self, what: int, soft: int) -> Generator[None]:
+        """Lower a limit of the living process (``resource.RLIMIT_…``) while the block runs."""
+        pid = self.pid
+        before, hard = resource.prlimit(pid, what)
+        resource.prlimit(pid, what, (soft, hard))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, what, (before, hard))
+
 
 @final
 class NodeProcesses:
@@ -262,6 +296,13 @@ def _children(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += map(int, file.read_text().split())
     return found
+
+
+def _is_witness(pid: int) -> bool:
+    try:
+        return b"tenure.cli.witness" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from hiredis import Reader, ReplyError
 
-from tenure.testing.processes import free_port
+from tenure.testing.processes import ServerFailedError, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,10 +30,6 @@ PATIENCE_S = 30.0
 """How long a server may take for what it was asked; it takes much less."""
 POLL_S = 0.01
 SLOTS = 16384
-
-
-class ServerFailedError(Exception):
-    """A server ended, or did not do in time what it was asked; the message carries the end of its log."""
 
 
 def redis_binaries() -> dict[str, Path]:

@@ -14,13 +14,18 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
+
+import chaos_clock
 
 import tenure
 from tenure.abc import Death
-from tenure.stores.sqlite import SqliteStore
+from tenure.stores import open_store
 
 POINT = os.environ.get("CRASH_AT", "")
 EFFECTS = Path(os.environ["CHAOS_EFFECTS"])
+STORE: Any = type(open_store(os.environ["CHAOS_STORE"]))
+chaos_clock.install(Path(os.environ["CHAOS_CLOCK"]))
 
 
 def crash(moment: str, what: str, conversation: str) -> None:
@@ -29,17 +34,19 @@ def crash(moment: str, what: str, conversation: str) -> None:
         time.sleep(60)
 
 
+TRACES = os.open(EFFECTS, os.O_WRONLY | os.O_APPEND)
+"""Open from the start: a node without descriptors still leaves its traces."""
+
+
 def note(**line: object) -> None:
     """One line, written at once: O_APPEND keeps lines of several processes whole."""
-    with EFFECTS.open("a") as file:
-        file.write(json.dumps({"pid": os.getpid(), **line}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    known = {"pid": os.getpid(), "address": os.environ["CHAOS_ADDRESS"], "at": time.monotonic()}
+    os.write(TRACES, (json.dumps(known | line) + "\n").encode())
 
 
 def work(text: str, conversation: str, idempotency_key: str) -> str:
     crash("before", "tool", conversation)
-    note(tool="work", key=idempotency_key, conversation=conversation)
+    note(tool="work", key=idempotency_key, conversation=conversation, epoch=EPOCHS[conversation])
     crash("after", "tool", conversation)
     return text.upper()
 
@@ -57,9 +64,20 @@ def fork(seconds: float) -> None:
         os._exit(0)
 
 
+ONCE = {"block_s", "hold_gil_s"}
+"""Whoever takes the turn over is spared: else one order would stop one node after the other."""
+
+
+EPOCHS: dict[str, int] = {}
+"""Of the turns under way. No argument of a call: it is another one in the next attempt."""
+
+
 async def agent(turn):
+    EPOCHS[turn.conversation_id] = turn.epoch
     for message in turn.messages:
         order = message.content if isinstance(message.content, dict) else {}
+        if turn.attempt > 1:
+            order = {name: value for name, value in order.items() if name not in ONCE}
         if "fork_s" in order:
             fork(order["fork_s"])
         if "sleep_s" in order:
@@ -68,6 +86,8 @@ async def agent(turn):
             time.sleep(order["block_s"])  # what bad code does: the whole event loop stands still
         if "hold_gil_s" in order:
             ctypes.PyDLL(None).usleep(int(order["hold_gil_s"] * 1e6))  # and this stops every thread
+        if "hog_mib" in order:
+            bytearray(int(order["hog_mib"]) << 20)  # MemoryError where the process has a limit
         try:
             worked = await turn.call("work", work, message.text, turn.conversation_id)
         except tenure.CallInterrupted:
@@ -82,7 +102,7 @@ async def agent(turn):
 
 
 def _dies(name: str, conversation_of, kinds_of) -> None:
-    original = getattr(SqliteStore, name)
+    original = getattr(STORE, name)
 
     async def wrapped(self, requests):
         for request in requests:
@@ -94,11 +114,11 @@ def _dies(name: str, conversation_of, kinds_of) -> None:
                 crash("after", kind, conversation_of(request))
         return results
 
-    setattr(SqliteStore, name, wrapped)
+    setattr(STORE, name, wrapped)
 
 
 def _dies_burying() -> None:
-    original = SqliteStore.bury
+    original = STORE.bury
 
     async def bury(self, incarnation, why):
         if why is Death.RETIRED:
@@ -108,7 +128,7 @@ def _dies_burying() -> None:
             crash("after", "retire", "crash")
         return answer
 
-    SqliteStore.bury = bury
+    STORE.bury = bury
 
 
 if POINT:

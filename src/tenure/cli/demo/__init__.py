@@ -1,7 +1,7 @@
 """``tenure demo``: three nodes, a storm of starts, a kill -9, a freeze, a drain; then what was lost and what was doubled.
 
-Nothing is simulated: the nodes are processes, the store is a file, the signals are the kernel's. Everything that was
-started ends with the demo, also on Ctrl-C.
+Nothing is simulated: the nodes are processes, the store is a file or a server, the signals are the kernel's. Everything
+that was started ends with the demo, also on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, cast, final
 import httpx
 
 from tenure.cli.demo.mirror import Mirror
+from tenure.cli.demo.own import OWN, begun, check_store
 from tenure.cli.demo.scenes import LEAVE_S, all_up, chat, drain, follow, freeze, glance, kill, storm
 from tenure.cli.demo.screen import Screen, print_verdict
 from tenure.cli.demo.stage import HTTP_TIMEOUT_S, PATIENCE_S, Stage
 from tenure.cli.demo.verdict import Verdict, judge, read_effects
 from tenure.cli.exits import Exit
 from tenure.clock import SystemClock
-from tenure.errors import InvalidInputError, TenureError
+from tenure.errors import TenureError
 from tenure.stores import open_store
 from tenure.testing.history import Attempt, Journal, Start
-from tenure.testing.processes import NodeEndedError, NodeProcesses
+from tenure.testing.processes import NodeEndedError, NodeProcesses, ServerFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -46,7 +47,8 @@ QUICK_LIVE = 4
 @final
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``tenure demo`` is told. Without a store: a new one in a temporary folder."""
+    """What ``tenure demo`` is told. `store` is a URL, or the name of one that the demo starts by itself (``sqlite``, also
+    when it is null, and ``redis``): a new one in a temporary folder."""
 
     store: str | None = None
     agents: tuple[str, ...] = ("scripted",)
@@ -59,19 +61,19 @@ class Options:
 def run(options: Options, console: Console) -> Exit:
     """Play it, and say how it ended. Ends everything that it has started.
 
-    :raises InvalidInputError: the store is none, or none for several processes.
+    :raises InvalidInputError: the store is none, none for several processes, or one that cannot be started here.
     """
-    if options.store is not None and open_store(options.store).url is None:
-        raise InvalidInputError("store", f"{options.store} lives in one process", "use one that several can open")
+    check_store(options.store)
     clock, folder = SystemClock(), Path(tempfile.mkdtemp(prefix="tenure-demo-"))
     began = clock.boottime()
     try:
-        verdict = asyncio.run(_play(options, folder, console))
+        with begun(options.store, folder) as store:
+            verdict = asyncio.run(_play(options, store, folder, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted: everything that was started is ended")
         shutil.rmtree(folder, ignore_errors=True)
         return Exit.INTERRUPTED
-    except (NodeEndedError, TimeoutError, TenureError, ExceptionGroup) as error:
+    except (NodeEndedError, TimeoutError, TenureError, ServerFailedError, ExceptionGroup) as error:
         for one in leaves(error):
             console.print(
                 f"the demo could not go on: {str(one) or type(one).__name__}", style="red", markup=False, soft_wrap=True
@@ -95,8 +97,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-async def _play(options: Options, folder: Path, console: Console) -> Verdict:
-    store = options.store or f"sqlite:///{folder}/demo.db"
+async def _play(options: Options, store: str, folder: Path, console: Console) -> Verdict:
     http = httpx.AsyncClient(trust_env=False, timeout=HTTP_TIMEOUT_S, limits=httpx.Limits(max_connections=400))
     with _until_sigterm(), NodeProcesses() as nodes:
         async with http, open_store(store) as opened:
@@ -120,7 +121,7 @@ async def _acts(options: Options, stage: Stage, store: Store) -> None:
     """The storm, then the faults, one after the other, while everybody goes on talking."""
     stage.screen.say(f"starting {options.nodes} nodes on {stage.store}")
     await asyncio.gather(*(stage.start(node) for node in stage.nodes))
-    prefix = "c" if options.store is None else f"demo-{secrets.token_hex(3)}-"
+    prefix = "c" if options.store in (None, *OWN) else f"demo-{secrets.token_hex(3)}-"
     names = [f"{prefix}{number:02}" for number in range(1, options.conversations + 1)]
     async with asyncio.TaskGroup() as group:
         looking = group.create_task(glance(stage, names, store))

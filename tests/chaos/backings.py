@@ -1,0 +1,118 @@
+"""What a world of the chaos suite stands on. A further store needs one class here and a line in BACKINGS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from tenure.testing.proxy import Proxy
+from tenure.testing.servers import RedisServer
+
+DISK_MIB = 192
+
+
+class Backing:
+    """A store for a cluster: where the judge reaches it, and where each node does.
+
+    :param small_disk: keep the store's files on a small disk of its own, where there are the rights for one.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
+        self.folder = folder / "store"
+        self.ways: dict[str, Proxy] = {}
+        """The ways to the store that can fail: of those nodes that were given one."""
+        self._small_disk = small_disk
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """For the judge, whose way never fails."""
+        raise NotImplementedError
+
+    def url_for(self, node: str) -> str:
+        """Where this node finds the store."""
+        del node
+        return self.url
+
+    async def way(self, node: str) -> Proxy | None:
+        """A way of its own for this node, before it is made; null where there is no network in between."""
+        del node
+
+    @asynccontextmanager
+    async def up(self) -> AsyncIterator[None]:
+        self.folder.mkdir()
+        async with self._stack:
+            if self._small_disk:
+                self._stack.enter_context(_small_disk(self.folder))
+            await self._begin()
+            yield
+
+    async def _begin(self) -> None:
+        """Start what must run."""
+
+
+class SqliteBacking(Backing):
+    """A file."""
+
+    name = "sqlite"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "tenure.db"
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.file}"
+
+
+class RedisBacking(Backing):
+    """A server. Every accepted write is in its file before it is answered, so that a restart loses nothing."""
+
+    name = "redis"
+
+    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
+        super().__init__(folder, small_disk=small_disk)
+        self.server = RedisServer(self.folder, options={"appendfsync": "always"})
+
+    @property
+    def url(self) -> str:
+        return self.server.url()
+
+    def url_for(self, node: str) -> str:
+        return f"redis://127.0.0.1:{self.ways[node].port}/0" if node in self.ways else self.url
+
+    async def way(self, node: str) -> Proxy:
+        self.ways[node] = await self._stack.enter_async_context(Proxy(self.server.port))
+        return self.ways[node]
+
+    async def _begin(self) -> None:
+        await asyncio.to_thread(self._stack.enter_context, self.server)
+
+
+@contextlib.contextmanager
+def _small_disk(place: Path) -> Iterator[None]:
+    """Nothing is mounted where there are no rights: a full disk is then played with a limit on the size of files."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tenure-chaos", str(place)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+BACKINGS: dict[str, type[Backing]] = {one.name: one for one in (SqliteBacking, RedisBacking)}
+CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(BACKINGS)).split(",") if name]
+"""The stores of this run."""
+
+
+LONG = "TENURE_CHAOS_SECONDS" in os.environ
+"""`make chaos`: everything on every store; otherwise the stores share what takes long."""
