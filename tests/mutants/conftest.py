@@ -1,0 +1,6 @@
+"""The catalogue and the way it is run are modules beside these tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
