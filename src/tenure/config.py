@@ -54,6 +54,14 @@ class Config:
     runtime: str = "process"
     workspaces: str = ""
     """Where runtimes keep their files; empty: a folder beside the store, or under the user's state folder."""
+    allow_env: str = ""
+    """What of this node conversations may ask for as credentials, as lists with commas: patterns of variables,"""
+    allow_file: str = ""
+    """folders of files,"""
+    allow_command: str = ""
+    """programs that make a value,"""
+    allow_url: str = ""
+    """and prefixes of URLs that do."""
     witness: bool = True
     blocked_loop_s: float = 0.5
     """An event loop that does not answer for this long is reported."""

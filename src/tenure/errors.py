@@ -13,6 +13,7 @@
     │   ├── ConversationExistsError       the id is taken by other settings or another user
     │   └── CommandRefusedError           the command was not accepted and changed nothing; carries a reason
     ├── InvalidInputError                 names the field, the limit and the remedy
+    ├── CredentialError                   a reference has no value here, or may not be asked for; never holds a value
     ├── JournalError                      a journal that breaks the rules of its kind
     ├── StoreError
     │   ├── StoreUnavailableError         no answer in time; the outcome is unknown, repeat unchanged
@@ -79,16 +80,26 @@ class ConversationOwnedElsewhereError(TenureError):
 class ProvisioningError(TenureError):
     """The start failed after the claim, at `step`; the claim is released and any node may try again.
 
-    `permanent` means that the provider says that trying again as it is will not help.
+    `permanent` means that the provider says that trying again as it is will not help. `credential` says which one had
+    no value, if that was the reason: ``{name, reference, problem, remedy}``.
     """
 
-    def __init__(self, conversation_id: str, step: str, reason: str, *, permanent: bool = False) -> None:
+    def __init__(
+        self,
+        conversation_id: str,
+        step: str,
+        reason: str,
+        *,
+        permanent: bool = False,
+        credential: JsonObject | None = None,
+    ) -> None:
         again = "mend the cause, then start it again" if permanent else "any node tries again after a back-off"
         super().__init__(f"conversation {conversation_id} could not be started: {step}: {reason}; {again}")
         self.conversation_id = conversation_id
         self.step = step
         self.reason = reason
         self.permanent = permanent
+        self.credential = credential
 
 
 class NodeUnavailableError(TenureError):
@@ -159,6 +170,18 @@ class InvalidInputError(TenureError):
         self.field = field
         self.problem = problem
         self.remedy = remedy
+
+
+class CredentialError(TenureError):
+    """A reference has no value here, may not be asked for, or a secret cannot be sealed. Names the reference and the
+    remedy, never a value. `everywhere`: no other node has it either."""
+
+    def __init__(self, reference: str, problem: str, remedy: str, *, everywhere: bool = False) -> None:
+        super().__init__(f"{reference}: {problem}; {remedy}")
+        self.reference = reference
+        self.problem = problem
+        self.remedy = remedy
+        self.everywhere = everywhere
 
 
 class JournalError(TenureError):

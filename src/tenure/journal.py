@@ -328,6 +328,27 @@ class StartFailed:
     step: str
     reason: str
     permanent: bool = False
+    credential: Json = None
+    """Which one had no value, if that was the reason: ``{name, reference, problem, remedy}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialFailed:
+    """A credential ran out in the midst of its use, and could not be made anew. The turn goes on, no other begins."""
+
+    kind: ClassVar[str] = "credential_failed"
+    name: str
+    reference: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRestored:
+    """A credential that had failed has a value again, and the runtime knows it."""
+
+    kind: ClassVar[str] = "credential_restored"
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +501,8 @@ type Core = (
     | RuntimeLost
     | RuntimeDiscarded
     | StartFailed
+    | CredentialFailed
+    | CredentialRestored
     | LoopStarted
     | TurnStarted
     | CallStarted

@@ -48,6 +48,10 @@ MESSAGES = [
         errors.InvalidInputError("limit", "is 7000, above 1000", "ask for less"),
         ["limit: is 7000, above 1000; ask for less"],
     ),
+    (
+        errors.CredentialError("vault:token", "is not in this conversation's vault", "put it there"),
+        ["vault:token: is not in this conversation's vault; put it there"],
+    ),
     (errors.CallInterrupted("t3.1", "charge"), ["charge", "t3.1", "outcome is unknown"]),
     (
         errors.CallFailed("t3.1", "charge", {"type": "ValueError", "message": "no card"}),

@@ -428,7 +428,12 @@ async def test_a_failed_start_says_the_providers_own_reason(cluster: Cluster):
     with pytest.raises(ProvisioningError, match="pull: no image") as caught:
         await node.start()
     assert (caught.value.step, caught.value.reason, caught.value.permanent) == ("pull", "no image", False)
-    assert cluster.events("start_failed")[0].body == {"step": "pull", "reason": "no image", "permanent": False}
+    assert cluster.events("start_failed")[0].body == {
+        "step": "pull",
+        "reason": "no image",
+        "permanent": False,
+        "credential": None,
+    }
 
 
 @in_virtual_time

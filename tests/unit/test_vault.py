@@ -33,7 +33,7 @@ from tenure.vault import (
     Reference,
     Secret,
     alike,
-    references,
+    credentials,
     resolve,
     unsealing,
 )
@@ -143,11 +143,11 @@ def test_what_is_no_reference_is_refused_and_not_repeated(text: Any):
 
 
 def test_settings_name_their_credentials():
-    assert references({}) == {} == references({"credentials": None})
-    found = references({"credentials": {"TOKEN": "env:MY_TOKEN", "KEY": "vault:key"}})
+    assert credentials({}) == {} == credentials({"credentials": None})
+    found = credentials({"credentials": {"TOKEN": "env:MY_TOKEN", "KEY": "vault:key"}})
     assert {name: str(reference) for name, reference in found.items()} == {"TOKEN": "env:MY_TOKEN", "KEY": "vault:key"}
     with pytest.raises(InvalidInputError, match="at most 100"):
-        references({"credentials": {f"A{n}": "env:A" for n in range(101)}})
+        credentials({"credentials": {f"A{n}": "env:A" for n in range(101)}})
 
 
 async def test_the_environment_is_looked_up_as_it_is_now(monkeypatch: pytest.MonkeyPatch):

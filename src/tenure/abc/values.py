@@ -62,7 +62,8 @@ class Granted:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Not done, and nothing was changed. `reason` is a slug: ``registered-before``, ``conversation-stopped``,
-    ``too-many-unsettled``, ``turn-open``, ``conversation-exists``, ``settings-missing``."""
+    ``too-many-unsettled``, ``turn-open``, ``conversation-exists``, ``settings-too-large`` (by the store's limit; the
+    record is null then, as nothing was created)."""
 
     reason: str
     record: Record | None = None

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tenure.config import Config
+    from tenure.vault import Veil
 
 DEFAULT_AGENTS = ("scripted",)
 """What a node runs that was told of no agent: it answers anything, deterministically."""
 
 
-def compose(config: Config, agents: Sequence[str] = ()) -> Node:
-    """The node that these settings describe, not yet entered. `agents` as in ``--agent [NAME=]LOOP[:TARGET]``.
+def compose(config: Config, agents: Sequence[str] = (), veil: Veil | None = None) -> Node:
+    """The node that these settings describe, not yet entered. `agents` as in ``--agent [NAME=]LOOP[:TARGET]``; `veil`
+    is what the process's logs hide.
 
     :raises InvalidInputError: no such store, loop or runtime; names the setting.
     """
-    return Node(agents=agents or DEFAULT_AGENTS, config=config)
+    return Node(agents=agents or DEFAULT_AGENTS, config=config, veil=veil)
 
 
 def located(config: Config, port: int) -> Config:

@@ -12,14 +12,14 @@ from tenure.clock import Instant
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tenure.vault import Mask
+    from tenure.vault import Mask, Veil
 
 LEVELS = ("debug", "info", "warning", "error")
 
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-def log_to_stderr(mask: Mask, *, level: str = "info", as_json: bool = False) -> None:
+def log_to_stderr(mask: Mask | Veil, *, level: str = "info", as_json: bool = False) -> None:
     """Send what this process logs to standard error and nowhere else: ours from `level` on, others' warnings."""
     out = logging.StreamHandler(sys.stderr)
     out.setFormatter(JsonLines(mask) if as_json else Lines(mask))
@@ -32,7 +32,7 @@ def log_to_stderr(mask: Mask, *, level: str = "info", as_json: bool = False) -> 
 class Lines(logging.Formatter):
     """``2026-01-31T09:30:00.250Z info    tenure.node: registered node=a incarnation=…``; what follows is indented."""
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Mask | Veil) -> None:
         super().__init__()
         self._mask = mask
 
@@ -49,7 +49,7 @@ class Lines(logging.Formatter):
 class JsonLines(logging.Formatter):
     """One JSON object a line: at, level, logger, message, whatever was said beside it, and a traceback as ``error``."""
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Mask | Veil) -> None:
         super().__init__()
         self._mask = mask
 

@@ -39,6 +39,10 @@ def serve(
     reap_s: s.ReapS = None,
     runtime: s.Runtime = None,
     workspaces: s.Workspaces = None,
+    allow_env: s.AllowEnv = None,
+    allow_file: s.AllowFile = None,
+    allow_command: s.AllowCommand = None,
+    allow_url: s.AllowUrl = None,
     witness: s.Witness = None,
     blocked_loop_s: s.BlockedLoopS = None,
     log_level: Annotated[
@@ -55,11 +59,13 @@ def serve(
     given = dict(locals())
     from tenure.cli.compose import mask_of  # here: programs that only ask need no server
     from tenure.cli.serving import run
+    from tenure.vault import Veil
 
-    settings = {part.name: given.get(part.name) for part in dataclasses.fields(Config)}
+    settings = {part.name: s.joined(given.get(part.name)) for part in dataclasses.fields(Config)}
     config = Config.from_environment(os.environ, **settings)
-    log_to_stderr(mask_of(config, os.environ), level=log_level, as_json=log_json)
-    run(config, s.agents_of(agent, os.environ))
+    veil = Veil(mask_of(config, os.environ))
+    log_to_stderr(veil, level=log_level, as_json=log_json)
+    run(config, s.agents_of(agent, os.environ), veil)
 
 
 def demo(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tenure.config import Config
     from tenure.node import Node
+    from tenure.vault import Veil
 
 log = logging.getLogger("tenure.serve")
 
@@ -51,20 +52,20 @@ CLOSE_S = 1.0
 READY_POLL_S = 0.02
 
 
-def run(config: Config, agents: Sequence[str]) -> NoReturn:
+def run(config: Config, agents: Sequence[str], veil: Veil | None = None) -> NoReturn:
     """Be a node until told to leave. Ends the process.
 
     :raises TenureError: it could not become one; the message says why.
     """
-    asyncio.run(_serve(config, agents))
+    asyncio.run(_serve(config, agents, veil))
     raise AssertionError("the process has ended")
 
 
-async def _serve(config: Config, agents: Sequence[str]) -> None:
+async def _serve(config: Config, agents: Sequence[str], veil: Veil | None) -> None:
     departure = Departure(config.drain_s)
     with departure.on_signals(), _listening(config.host, config.port) as listener:
         config = located(config, listener.getsockname()[1])
-        node = compose(config, agents)
+        node = compose(config, agents, veil)
         _end(await _live(node, listener, departure))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -49,6 +49,22 @@ Runtime = Annotated[str | None, _setting("runtime", "Where tools run.")]
 Workspaces = Annotated[
     str | None, _setting("workspaces", "Where runtimes keep their files; default: beside the store.")
 ]
+AllowEnv = Annotated[
+    list[str] | None,
+    _setting(
+        "allow_env", "Variables that conversations may ask for as credentials: a pattern, 'LLM_*'. May be repeated."
+    ),
+]
+AllowFile = Annotated[
+    list[str] | None, _setting("allow_file", "A folder of files that they may ask for. May be repeated.")
+]
+AllowCommand = Annotated[
+    list[str] | None,
+    _setting("allow_command", "A program that makes a credential; its arguments come from them. May be repeated."),
+]
+AllowUrl = Annotated[
+    list[str] | None, _setting("allow_url", "URLs below this prefix that make a credential. May be repeated.")
+]
 Witness = Annotated[bool | None, _setting("witness", "Have a process that buries this node when it dies.")]
 BlockedLoopS = Annotated[
     float | None, _setting("blocked_loop_s", "Report an event loop that does not answer for so long.")
@@ -63,6 +79,11 @@ Agents = Annotated[
         show_default=False,
     ),
 ]
+
+
+def joined(given: Any) -> Any:
+    """An option that was repeated is a list with commas, as in the environment; null if it was not given at all."""
+    return (",".join(map(str, cast("list[Any]", given))) or None) if isinstance(given, list) else given
 
 
 def agents_of(given: list[str] | None, environ: Mapping[str, str]) -> list[str]:

@@ -28,7 +28,7 @@ STATUS = {
 }  # fmt: skip
 KINDS = {
     "message": "bold cyan", "reply": "bold green", "claimed": "magenta", "released": "magenta", "turn_failed": "red",
-    "call_interrupted": "red", "start_failed": "red", "turn_interrupted": "yellow", "turn_waiting": "yellow",
+    "call_interrupted": "red", "start_failed": "red", "credential_failed": "red", "turn_interrupted": "yellow", "turn_waiting": "yellow",
 }  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def conversation_table(one: Conversation, start: StartProgress) -> Table:
         "unsettled": one.raw.get("unsettled", 0),
         "agent": one.agent,
         "user": one.user_id,
+        "failure": None if start.error else _failure(one.raw.get("failure")),
         "title": one.title,
         "policy": one.raw.get("policy"),
         "settings": _compact(one.raw.get("settings")),
@@ -92,6 +93,14 @@ def _start_text(start: StartProgress) -> Text:
         if start.retry_in_s is not None:
             text.append(f"; again in {start.retry_in_s:.0f} s")
     return text
+
+
+def _failure(failure: Any) -> Text | None:
+    """Why it does not go on, and whether it does by itself."""
+    if not failure:
+        return None
+    again = "; then send a message, or tenure start" if failure["permanent"] else ""
+    return Text(f"{failure['step']}: {failure['reason']}{again}", style="red")
 
 
 def nodes_table(nodes: Sequence[NodeInfo]) -> Table | Text:

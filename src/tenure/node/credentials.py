@@ -1,36 +1,169 @@
-"""What a runtime may know: references resolved at each provisioning and takeover, values masked in all that is written."""
+"""What a runtime may know: references resolved at each provisioning and takeover, made anew before they run out, and
+masked in all that is written.
+
+A credential without a value is a named state of its conversation, not an accident: ``start_failed`` (or, in the midst
+of a turn, ``credential_failed``) says which one, why, and what to do; `agent_status` is ``credential-failed`` meanwhile.
+What another node may have is tried a few times with back-off; then, or when no node can have it, the start has failed
+for good, until the next command or ``start``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
-from tenure.errors import InvalidInputError, ProvisioningError
-from tenure.vault import CredentialError, Mask, references, resolve, unsealing
+from tenure.abc import RuntimeFailure
+from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
+from tenure.journal import CredentialFailed, CredentialRestored, draft
+from tenure.vault import Credential, Secret, obtain, unsealing
+from tenure.vault import credentials as asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tenure.abc import Runtime
+    from tenure.journal import JsonObject
     from tenure.node.tenure import Tenure
 
-OWN_PREFIX = "TENURE_"
-"""Variables of the node itself, which no conversation may ask for."""
+log = logging.getLogger("tenure.credentials")
+
+FAILED_STATUS = "credential-failed"
+"""The `agent_status` of a conversation that waits for a credential."""
+STEP = "credentials"
+NO_STATUS = ""
+"""What takes a word back; null would leave it."""
+NODES_TRY = 4
+"""Failed starts after which nobody is expected to have the value."""
+RENEW_AT = 0.75
+"""The part of its life after which a credential is made anew."""
+CONFIGURE_S = 30.0
+LONGEST_PAUSE_S = 60.0
 
 
-async def credentials(tenure: Tenure) -> Mapping[str, str]:
-    """The values behind the references of the conversation's settings, as they are now; from here on the tenure masks them.
+@final
+@dataclass(slots=True)
+class _Held:
+    """A credential as the runtime knows it. `renew_at` and `ends_at` are of the event loop's clock; null: never."""
 
-    :raises ProvisioningError: one has no value here; names the reference and the remedy, never a value. Not permanent:
-        another node may have it, or somebody puts it there.
-    """
-    means = tenure.means
-    unseal = unsealing(means.store, means.keys, tenure.conversation_id)
-    try:
-        asked = references(tenure.fold.settings)
-        own = [str(r) for r in asked.values() if r.scheme == "env" and r.name.upper().startswith(OWN_PREFIX)]
-        if own:
-            raise CredentialError(own[0], "belongs to the node itself", "name another variable")
-        secrets = {name: await resolve(reference, unseal) for name, reference in asked.items()}
-    except (CredentialError, InvalidInputError) as error:
-        raise ProvisioningError(tenure.conversation_id, "credentials", str(error)) from None
-    tenure.mask = Mask(secrets.values()) if secrets else None
-    return {name: secret.reveal() for name, secret in secrets.items()}
+    asked: Credential
+    secret: Secret
+    renew_at: float | None
+    ends_at: float | None
+    failures: int = 0
+
+
+@final
+class Credentials:
+    """The credentials of one tenure."""
+
+    def __init__(self, tenure: Tenure) -> None:
+        self._tenure = tenure
+        self._held: dict[str, _Held] = {}
+        self._dead: dict[str, CredentialError] = {}
+
+    async def resolve(self) -> Mapping[str, str]:
+        """The values behind the references of the conversation's settings, as they are now; from here on the tenure
+        masks them.
+
+        :raises ProvisioningError: one has no value here; names the reference and the remedy, never a value.
+        """
+        name = ""
+        try:
+            for name, asked in asked_for(self._tenure.fold.settings).items():
+                self._held[name] = await self._obtain(asked)
+        except CredentialError as error:
+            raise self._failure(name, error) from None
+        except InvalidInputError as error:
+            raise ProvisioningError(self._tenure.conversation_id, STEP, str(error), permanent=True) from None
+        if self._tenure.record.agent_status == FAILED_STATUS:
+            self._tenure.agent_status = NO_STATUS
+        return self._values()
+
+    def insist(self) -> None:
+        """Begin nothing new while a credential is dead.
+
+        :raises ProvisioningError: one is.
+        """
+        for name, error in self._dead.items():
+            raise self._failure(name, error)
+
+    @property
+    def run_out(self) -> bool:
+        """Whether any of them has an end, so that somebody must :meth:`keep` them."""
+        return any(held.renew_at is not None for held in self._held.values())
+
+    async def keep(self) -> None:
+        """Make anew what runs out, before it does, until cancelled."""
+        clock = asyncio.get_running_loop()
+        runtime = self._tenure.runtime
+        assert runtime is not None, "provisioned before the loop was opened"
+        while due := [(held.renew_at, name) for name, held in self._held.items() if held.renew_at is not None]:
+            at, name = min(due)
+            await asyncio.sleep(max(0.0, at - clock.time()))
+            await self._renew(name, runtime)
+
+    async def _obtain(self, asked: Credential) -> _Held:
+        means = self._tenure.means
+        unseal = unsealing(means.store, means.keys, self._tenure.conversation_id)
+        got = await obtain(asked, unseal, means.allowed)
+        self._tenure.learn(got.known)
+        if got.lasts_s is None:
+            return _Held(asked, got.secret, None, None)
+        now, part = asyncio.get_running_loop().time(), means.rng.uniform(0.9, 1.0) * RENEW_AT
+        return _Held(asked, got.secret, now + got.lasts_s * part, now + got.lasts_s)
+
+    async def _renew(self, name: str, runtime: Runtime) -> None:
+        held = self._held[name]
+        try:
+            fresh = await self._obtain(held.asked)
+            values = {**self._values(), name: fresh.secret.reveal()}
+            async with asyncio.timeout(CONFIGURE_S):
+                await self._tenure.means.provider.configure(runtime, values)
+        except CredentialError as error:
+            await self._failed(name, held, error)
+        except (RuntimeFailure, TimeoutError) as error:
+            why = self._tenure.masked(str(error)) or "no answer in time"
+            problem = f"could not be given to the runtime: {why}"
+            await self._failed(name, held, CredentialError(str(held.asked), problem, "look at the runtime's provider"))
+        else:
+            self._held[name] = fresh
+            if self._dead.pop(name, None) is not None:
+                await self._tell(CredentialRestored(name), NO_STATUS)
+
+    async def _failed(self, name: str, held: _Held, error: CredentialError) -> None:
+        """Try again with back-off. Dead only when its time is over: until then the old value does."""
+        means, now = self._tenure.means, asyncio.get_running_loop().time()
+        pause_s = min(LONGEST_PAUSE_S, means.config.backoff_s * 2.0 ** min(held.failures, 10))
+        held.failures += 1
+        held.renew_at = now + pause_s * means.rng.uniform(0.5, 1.5)
+        log.warning("could not be made anew: %s", error, extra={"conversation": self._tenure.conversation_id})
+        if held.ends_at is not None and now < held.ends_at:
+            held.renew_at = min(held.renew_at, held.ends_at)
+        elif name not in self._dead:
+            self._dead[name] = error
+            told = CredentialFailed(name, error.reference, error.problem, error.remedy)
+            await self._tell(told, FAILED_STATUS)
+
+    async def _tell(self, event: CredentialFailed | CredentialRestored, status: str) -> None:
+        if status or self._tenure.agent_status == FAILED_STATUS:
+            self._tenure.agent_status = status
+        await self._tenure.append([draft(event)])
+        self._tenure.poke()
+
+    def _values(self) -> dict[str, str]:
+        return {name: held.secret.reveal() for name, held in self._held.items()}
+
+    def _failure(self, name: str, error: CredentialError) -> ProvisioningError:
+        tenure = self._tenure
+        tenure.agent_status = FAILED_STATUS
+        given_up = error.everywhere or tenure.record.failures >= NODES_TRY
+        return ProvisioningError(
+            tenure.conversation_id, STEP, f"{name}: {error}", permanent=given_up, credential=described(name, error)
+        )
+
+
+def described(name: str, error: CredentialError) -> JsonObject:
+    """Which credential, and what to do: as events and replies carry it."""
+    return {"name": name, "reference": error.reference, "problem": error.problem, "remedy": error.remedy}

@@ -99,6 +99,7 @@ class Incarnation:
             tenure.ready.set_result(False)
         if tenure.state is TenureState.LOST and tenure.runtime is not None:
             self.bereft.set()
+        tenure.forget()
         if self.table.get(tenure.conversation_id) is tenure:
             del self.table[tenure.conversation_id]
 

@@ -55,7 +55,6 @@ from tenure.journal import (
     draft,
 )
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
-from tenure.node.credentials import credentials
 from tenure.node.reaper import named_by, runtime_names
 from tenure.node.reasons import reason_of
 from tenure.node.release import fail, outlast, release
@@ -447,7 +446,7 @@ async def provision(tenure: Tenure) -> Runtime:
             tenure.step = "provision"
             runtime = await means.provider.provision(spec, lambda step: setattr(tenure, "step", step))
         tenure.step = "configure"
-        await means.provider.configure(runtime, await credentials(tenure))
+        await means.provider.configure(runtime, await tenure.credentials.resolve())
     tenure.runtime = runtime
     return runtime
 

@@ -19,6 +19,8 @@ from tenure.config import Config
 from tenure.conversation import Record, Status, status
 from tenure.errors import (
     ConversationDeletedError,
+    CredentialError,
+    InvalidInputError,
     NodeUnavailableError,
     Owner,
     StoreError,
@@ -39,6 +41,7 @@ from tenure.node.reasons import reason_of
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
 from tenure.node.witness import Witness, possible
+from tenure.vault import Allowed, Veil, credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +70,7 @@ class Node:
     :param agents: what this node can run, by name; the first is the default of a conversation that names none.
     :param provider: where runtimes come from.
     :param keys: the cluster's keys, for secrets in the vault.
+    :param veil: what the logs of this process hide; the node adds what its conversations know.
     :param threaded: false runs the heartbeat in this event loop, without witness and threads: for simulations.
     """
 
@@ -80,6 +84,7 @@ class Node:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         keys: Keys | None = None,
+        veil: Veil | None = None,
         threaded: bool = True,
     ) -> None:
         if not agents:
@@ -90,6 +95,8 @@ class Node:
         self.provider = provider
         self.keys = keys
         self.config = config or Config()
+        self.allowed = Allowed.of(self.config)
+        self.veil = veil or Veil()
         self.clock: Clock = clock or SystemClock()
         self.rng = rng or random.Random()
         self.tasks = Tasks(self.rng)
@@ -224,6 +231,8 @@ class Node:
             identity=self._identity,
             keys=self.keys,
             trusts=incarnation.trusts,
+            allowed=self.allowed,
+            veil=self.veil,
         )
         try:
             await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)
@@ -350,6 +359,21 @@ class Node:
         elif self._claimer is not None:
             self._claimer.hasten()
 
+    def check(self, agent: str, settings: JsonObject) -> JsonObject:
+        """The settings as the agent keeps them, if it has no objection and this node would give what they ask for.
+
+        :raises InvalidInputError: names the field, the limit and the remedy.
+        """
+        here = self.agents.get(agent)
+        settings = settings if here is None else here.check(settings)
+        for name, credential in credentials(settings).items():
+            try:
+                self.allowed.insist(credential)
+            except CredentialError as error:
+                where = f"settings.credentials.{name}"
+                raise InvalidInputError(where, f"{error.reference} {error.problem}", error.remedy) from None
+        return settings
+
     async def maybe_start_agent_loop(
         self, conversation_id: str, settings: JsonObject | None = None, user_id: str | None = None
     ) -> AgentLoopInfo:
@@ -364,7 +388,7 @@ class Node:
         :raises ConversationDeletedError: :raises InvalidInputError: the settings are no good; names the field.
         """
         if settings is not None:
-            settings = self.agents[self.default_agent].check(settings)
+            settings = self.check(self.default_agent, settings)
         return await self._start(Wish(conversation_id, settings, user_id))
 
     async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:

@@ -7,13 +7,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from tenure.abc import Reason
+from tenure.errors import ProvisioningError
 from tenure.journal import CommandSettled, Outcome, RuntimeDiscarded, StartFailed, draft
 from tenure.node.reaper import named_by
 from tenure.node.reasons import reason_of, speakable
 
 if TYPE_CHECKING:
     from tenure.conversation import Fold
-    from tenure.errors import ProvisioningError
     from tenure.journal import Draft
     from tenure.node.tenure import Tenure
 
@@ -34,7 +34,8 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
     """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
     means = tenure.means
     back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
-    told = draft(StartFailed(failure.step, speakable(tenure.masked(failure.reason)), failure.permanent))
+    failure = _speakable(tenure, failure)
+    told = draft(StartFailed(failure.step, failure.reason, failure.permanent, failure.credential))
     await tenure.release(
         Reason.FAILED,
         lambda fold: [*_discarding(tenure, fold, "failed"), told, *(_refusals(fold) if failure.permanent else [])],
@@ -45,6 +46,15 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
         await _discard(tenure, tenure.fold.runtime)
     if not tenure.ready.done():
         tenure.ready.set_exception(failure)
+
+
+def _speakable(tenure: Tenure, failure: ProvisioningError) -> ProvisioningError:
+    """As the journal, the caller and the logs may hear it: a provider's own reason may hold what it was configured with."""
+    reason = speakable(tenure.masked(failure.reason))
+    step = speakable(tenure.masked(failure.step))
+    return ProvisioningError(
+        failure.conversation_id, step, reason, permanent=failure.permanent, credential=failure.credential
+    )
 
 
 def _refusals(fold: Fold) -> list[Draft]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, assert_never, final
 
 from tenure.abc import (
@@ -31,12 +31,14 @@ from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
 from tenure.journal import CORE_COMMANDS
 from tenure.lease import TenureState
+from tenure.node.credentials import Credentials
 from tenure.node.progress import Progress
 from tenure.node.tasks import Tasks, settled
+from tenure.vault import Allowed, Mask, Veil
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tenure.abc import AgentLoop, AppendResult, ReleaseResult, Runtime, RuntimeProvider, Store
     from tenure.clock import Clock
@@ -44,12 +46,14 @@ if TYPE_CHECKING:
     from tenure.conversation import Record
     from tenure.journal import Command, Draft, Event, JsonObject
     from tenure.lease import Lease
-    from tenure.vault import Keys, Mask
+    from tenure.vault import Keys, Secret
 
 log = logging.getLogger("tenure.tenure")
 
 type Drafts = Sequence[Draft] | Callable[[Fold], Sequence[Draft]]
 
+SECRETS = 500
+"""So many values of one conversation stay masked; the oldest have run out by then."""
 SNAPSHOT_EVERY = 200
 """Events between two snapshots of the fold: what a takeover reads is bounded by this, not by the journal's age."""
 
@@ -72,6 +76,10 @@ class Means:
     """The cluster's keys; null: no secret of a vault can be read here."""
     trusts: Callable[[], bool]
     """Whether this incarnation may still act; from any thread."""
+    allowed: Allowed = field(default_factory=Allowed)
+    """What conversations may ask this node for."""
+    veil: Veil = field(default_factory=Veil)
+    """What this process's logs must not show."""
 
 
 @final
@@ -89,6 +97,7 @@ class Tenure:
         self.agent_status: str | None = None
         self.progress = Progress(means, lease)
         self.mask: Mask | None = None
+        self.credentials = Credentials(self)
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True when the loop is live, false if it ended without one; or what went wrong."""
         self.ready.add_done_callback(_retrieve)
@@ -111,6 +120,7 @@ class Tenure:
         self._snapshot_seq = 0
         self._door = asyncio.Lock()
         self._loss: OwnershipLostError | None = None
+        self._secrets: list[Secret] = []
 
     @property
     def conversation_id(self) -> str:
@@ -165,6 +175,22 @@ class Tenure:
     def masked(self, text: str) -> str:
         """The text without the secrets that this conversation's runtime knows."""
         return text if self.mask is None else self.mask.text(text)
+
+    def learn(self, secrets: Iterable[Secret]) -> None:
+        """Mask these, too, from now on, in the journal and in the logs; what was known stays known."""
+        new = [secret for secret in secrets if secret not in self._secrets]
+        if not new:
+            return
+        self._secrets = [*self._secrets, *new][-SECRETS:]
+        before, self.mask = self.mask, Mask(self._secrets)
+        self.means.veil.put_on(self.mask)
+        if before is not None:
+            self.means.veil.take_off(before)
+
+    def forget(self) -> None:
+        """Nothing of it runs any more."""
+        if self.mask is not None:
+            self.means.veil.take_off(self.mask)
 
     def poke(self) -> None:
         """Something may have come: look."""
@@ -286,6 +312,7 @@ class Tenure:
             drafts = tuple(given(self.fold) if callable(given) else given)
             if self.mask is not None:
                 drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
+                state = None if state is None else self.mask.object(state)
             before = self.fold
             batch = self._batch(before, checked(before, drafts), drafts, state)
             result = await self._send(batch)
@@ -298,7 +325,7 @@ class Tenure:
             return result
 
     def _batch(self, before: Fold, after: Fold, drafts: tuple[Draft, ...], state: JsonObject | None) -> Append:
-        settle = settlement(before, after, drafts, self.agent_status)
+        settle = settlement(before, after, drafts, self.agent_status and self.masked(self.agent_status))
         due = before.seq - self._snapshot_seq >= SNAPSHOT_EVERY
         snapshot = Snapshot(before.seq, before.as_json() if due else None, state) if due or state is not None else None
         return Append(self.lease, self._number + 1, before.seq, drafts, settle, snapshot)
@@ -363,6 +390,8 @@ class Tenure:
             self.state = TenureState.RELEASING
             before = self.fold
             drafts = tuple(given(before) if callable(given) else given)
+            if self.mask is not None:
+                drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
             after = checked(before, drafts)
             batch = self._batch(before, after, drafts, None)
             # A stop that came meanwhile is not left unsettled: the next owner answers it, and then tries again.

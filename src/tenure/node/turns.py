@@ -62,11 +62,13 @@ class Turns:
 
         :raises OwnershipLostError: the tenure is over and cannot be released.
         """
-        deltas = self._tenure.means.tasks.start(self._deltas.publish(), "deltas")
+        tenure = self._tenure
+        deltas = tenure.means.tasks.start(self._deltas.publish(), "deltas")
+        kept = [tenure.means.tasks.supervise(c.keep, "credentials", 1.0) for c in [tenure.credentials] if c.run_out]
         try:
             return await self._run()
         finally:
-            await self._end(deltas, *self._asked.values(), *([self._task] if self._task is not None else []))
+            await self._end(deltas, *kept, *self._asked.values(), *([self._task] if self._task is not None else []))
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:
         self._tenure.strays.update(tasks)  # at once: this wait may itself be cancelled
@@ -136,6 +138,7 @@ class Turns:
             first = tenure.fold.queue[0]
             if first.seq in self._asking():
                 return  # steered into a turn that has ended meanwhile: the loop may take it yet
+            tenure.credentials.insist()
             await tenure.append([draft(TurnStarted((first.seq,)), turn_id(first.seq, tenure.fold.generation))])
             await self._start_task()
 

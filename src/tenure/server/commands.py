@@ -23,7 +23,8 @@ from tenure.errors import (
     StoreUnavailableError,
     UnknownConversationError,
 )
-from tenure.journal import CORE_COMMANDS, Command, JsonObject, StartFailed, read_body
+from tenure.journal import CORE_COMMANDS, Command, JsonObject
+from tenure.server.failures import start_failure
 from tenure.server.stream import EventStream, Place
 from tenure.server.strict import the_key, the_user, too_large
 from tenure.server.watch import Settlement, Watch, Watches, find, read
@@ -247,12 +248,7 @@ class Commands:
 
     async def _failure(self, settlement: Settlement) -> ProvisioningError | None:
         """The last start that failed since the command, with its provider's own reason."""
-        reading = await read(self.node.store, settlement.conversation, settlement.command, 100, ["start_failed"])
-        for event in reversed(reading.events):
-            body = read_body(event)
-            if isinstance(body, StartFailed):
-                return ProvisioningError(settlement.conversation, body.step, body.reason, permanent=body.permanent)
-        return None
+        return await start_failure(self.node.store, settlement.conversation, settlement.command)
 
 
 def _command(kind: str, body: JsonObject, key: str | None) -> Command:

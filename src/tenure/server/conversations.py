@@ -13,6 +13,7 @@ from tenure.conversation import TELLING, Status, timeline
 from tenure.errors import ConversationDeletedError, InvalidInputError, UnknownConversationError
 from tenure.journal import Command, Delivery, JsonObject, canonical
 from tenure.server.commands import accepted
+from tenure.server.failures import failure_of
 from tenure.server.problems import Problem
 from tenure.server.stream import EventStream, Place
 from tenure.server.strict import the_key, the_user, too_large
@@ -249,7 +250,9 @@ class Conversations:
     async def _shape(self, record: Record, *, alone: bool = False) -> dict[str, Json]:
         status, owner = await self.node.describe(record)
         shape = conversation_shape(record, status, owner)
-        return {**shape, "settings": record.settings} if alone else shape
+        if not alone:
+            return shape
+        return {**shape, "settings": record.settings, "failure": await failure_of(self.store, record)}
 
     async def _checked(self, agent: str, settings: JsonObject | None) -> JsonObject | None:
         """The settings as the agent keeps them. In a mixed fleet the agent may be known to other nodes only.
@@ -260,8 +263,10 @@ class Conversations:
         if settings is not None and len(canonical(settings).encode()) > limit:
             raise too_large("settings", f"at most {limit} bytes of JSON")
         here = self.node.agents.get(agent)
+        if settings is not None:
+            settings = self.node.check(agent, settings)
         if here is not None:
-            return None if settings is None else here.check(settings)
+            return settings
         living = (await self.node.living()).values()
         known = {name for one in living if not one.dead for name in one.about.agents} | set(self.node.agents)
         if agent not in known:

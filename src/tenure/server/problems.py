@@ -41,6 +41,7 @@ class ProblemShape(TypedDict):
     step: NotRequired[str]
     reason: NotRequired[str]
     permanent: NotRequired[bool]
+    credential: NotRequired[dict[str, Any] | None]
     elsewhere: NotRequired[list[str]]
     reasons: NotRequired[list[str]]
 
@@ -100,6 +101,9 @@ def problem_of(error: errors.TenureError) -> Problem:
         case errors.CommandRefusedError(reason=reason):
             status, title, remedy = _REFUSALS.get(reason, (409, "Refused", "read the detail"))
             return Problem(status, reason, title, detail, remedy=remedy, retry_after_s=1 if status == 429 else None)
+        case errors.CredentialError(reference=reference, problem=problem, remedy=remedy):
+            title = "A secret cannot be kept or read"
+            return Problem(409, "credential-failed", title, detail, field=reference, limit=problem, remedy=remedy)
         case errors.UnknownConversationError():
             remedy = "check the id and the user, or create it with POST /conversations"
             return Problem(404, "unknown-conversation", "Unknown conversation", detail, remedy=remedy)
@@ -124,10 +128,11 @@ def _unavailable(error: errors.TenureError) -> Problem:
                 503, "node-unavailable", "This node takes nothing now", detail,
                 retry_after_s=1, elsewhere=list(elsewhere), remedy=remedy,
             )  # fmt: skip
-        case errors.ProvisioningError(step=step, reason=reason, permanent=permanent):
+        case errors.ProvisioningError(step=step, reason=reason, permanent=permanent, credential=credential):
             return Problem(
                 503, "provisioning-failed", "The start failed", detail,
                 retry_after_s=None if permanent else 1, step=step, reason=reason, permanent=permanent,
+                credential=credential,
             )  # fmt: skip
         case errors.OwnershipLostError():
             return Problem(

@@ -208,6 +208,25 @@ class OwnerShape(TypedDict):
     expires_in_s: float | None
 
 
+class CredentialShape(TypedDict):
+    """A credential that has no value: which, where it was looked for, why not, and what to do."""
+
+    name: str
+    reference: str
+    problem: str
+    remedy: str
+
+
+class FailureShape(TypedDict):
+    """Why it does not go on. `permanent`: nobody tries again before the next command; else with back-off."""
+
+    at: str
+    step: str
+    reason: str
+    permanent: bool
+    credential: CredentialShape | None
+
+
 class ConversationShape(TypedDict):
     """A conversation, as any node tells it. `owner` is null when nobody alive holds it."""
 
@@ -228,6 +247,7 @@ class ConversationShape(TypedDict):
     created_at: str
     updated_at: str
     settings: NotRequired[JsonBody]
+    failure: NotRequired[FailureShape | None]
     seq: NotRequired[int]
     duplicate: NotRequired[bool]
 
@@ -383,7 +403,7 @@ def conversation_shape(record: Record, status: Status, owner: Owner | None) -> d
         "user_id": record.user_id,
         "agent": record.agent,
         "status": status.value,
-        "agent_status": record.agent_status,
+        "agent_status": record.agent_status or None,
         "epoch": record.epoch,
         "owner": owner and owner.as_json(),
         "last_seq": record.head,

@@ -15,7 +15,7 @@ from tenure.abc import AgentFunction, AgentLoop
 from tenure.errors import InvalidInputError, LoopError
 from tenure.journal import canonical
 from tenure.loops.function.turn import FunctionTurn
-from tenure.vault import references
+from tenure.vault import credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -58,7 +58,7 @@ class FunctionLoop(AgentLoop):
             raise InvalidInputError(
                 "settings", f"has {size} bytes, at most {SETTINGS_LIMIT}", "keep large data in files or messages"
             )
-        references(settings)
+        credentials(settings)
         return settings if self._check is None else self._check(settings)
 
     @asynccontextmanager

@@ -1,0 +1,223 @@
+"""Credentials on a node, in virtual time: made anew before they run out, and a named state when they have no value."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from node_support import C, Cluster, failing, in_virtual_time
+
+from tenure.abc import RuntimeFailure
+from tenure.config import Config
+from tenure.conversation import Status
+from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
+from tenure.journal import Draft
+from tenure.node import credentials as credentials_module
+from tenure.vault import Obtained, Secret
+
+
+class Source:
+    """What credentials are made by: a number that rises, until it is `broken`."""
+
+    def __init__(self, lasts_s: float | None) -> None:
+        self.lasts_s = lasts_s
+        self.made = 0
+        self.broken: CredentialError | None = None
+
+    async def obtain(self, asked: Any, unseal: Any, allowed: Any) -> Obtained:
+        if self.broken is not None:
+            raise self.broken
+        self.made += 1
+        return Obtained(Secret(f"token-number-{self.made}"), self.lasts_s)
+
+
+@pytest.fixture
+def made_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Source]:
+    def make(lasts_s: float | None = 100) -> Source:
+        source = Source(lasts_s)
+        monkeypatch.setattr(credentials_module, "obtain", source.obtain)
+        return source
+
+    return make
+
+
+SETTINGS = {"credentials": {"TOKEN": {"from": "vault:token", "ttl_s": 100}}}
+GONE = CredentialError("vault:token", "is not in this conversation's vault", "put it there", everywhere=True)
+AWAY = CredentialError("env:TOKEN", "is not set on this node", "set it")
+
+
+def given(one: Any) -> list[dict[str, str]]:
+    return one.provider.given
+
+
+def listening(one: Any) -> Any:
+    one.provider.given = []
+    plain = one.provider.configure
+
+    async def configure(runtime: Any, values: Any) -> None:
+        one.provider.given.append(dict(values))
+        await plain(runtime, values)
+
+    one.provider.configure = configure
+    return one
+
+
+def saying(*words: str, after_s: float = 0) -> Any:
+    """An agent that takes its time and then says what it should not."""
+
+    async def on_turn(turn: Any) -> None:
+        await asyncio.sleep(after_s)
+        await turn.journal([Draft("reply", {"said": list(words)})], {"state": list(words)})
+
+    return on_turn
+
+
+@in_virtual_time
+async def test_a_credential_is_made_anew_in_mid_turn_and_both_values_are_masked(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(), listening(await cluster.add())
+    one.agent.on_turn = saying("token-number-1", "token-number-2", "token-number-3", after_s=160)
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(200)
+    assert cluster.kinds().count("turn_completed") == 1 and source.made == 3
+    assert given(one)[:3] == [{"TOKEN": f"token-number-{n}"} for n in (1, 2, 3)]
+    assert cluster.events("reply")[0].body == {"said": ["<secret>"] * 3}
+    assert "token-number" not in repr(cluster.disk.conversations[C]), "nor in the loop's state"
+    assert one.node.veil.text("token-number-1 token-number-3") == "<secret> <secret>"
+
+
+@in_virtual_time
+async def test_one_that_cannot_be_made_anew_is_named_and_no_turn_begins_on_it(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(), listening(await cluster.add())
+    one.agent.on_turn = saying("done", after_s=150)
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    source.broken = GONE
+    await asyncio.sleep(80)
+    assert "credential_failed" not in cluster.kinds(), "the old value is good yet"
+    await asyncio.sleep(40)
+    assert [e.body["reference"] for e in cluster.events("credential_failed")] == ["vault:token"], "said once"
+    assert cluster.record().agent_status == "credential-failed"
+    waits = await cluster.say()
+    await asyncio.sleep(60)
+    assert cluster.kinds().count("turn_completed") == 1, "the open turn goes on"
+    assert cluster.status() is Status.FAILED and not cluster.settled(waits)
+    told = cluster.events("start_failed")[0].body
+    assert told["credential"] == {
+        "name": "TOKEN", "reference": "vault:token", "problem": GONE.problem, "remedy": "put it there"
+    }  # fmt: skip
+    source.broken = None
+    await cluster.command("start")
+    await asyncio.sleep(200)
+    assert cluster.settled(waits) and not cluster.record().agent_status
+
+
+@in_virtual_time
+async def test_one_that_comes_back_in_time_is_restored(cluster: Cluster, made_by: Callable[..., Source]):
+    source, one = made_by(), listening(await cluster.add())
+    one.agent.on_turn = saying("done", after_s=400)
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    source.broken = AWAY
+    await asyncio.sleep(120)
+    assert cluster.record().agent_status == "credential-failed"
+    source.broken = None
+    await asyncio.sleep(100)
+    assert cluster.kinds().count("credential_restored") == 1 and not cluster.record().agent_status
+    assert given(one)[-1] == {"TOKEN": f"token-number-{source.made}"}
+    await asyncio.sleep(300)
+    assert cluster.kinds().count("turn_completed") == 1 and "start_failed" not in cluster.kinds()
+
+
+@in_virtual_time
+async def test_a_runtime_that_does_not_take_it_is_a_credential_that_failed(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(), listening(await cluster.add())
+    one.agent.on_turn = saying("done", after_s=400)
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    one.provider.at["configure"] = failing(RuntimeFailure("no room for token-number-2"))
+    await asyncio.sleep(150)
+    problem = str(cluster.events("credential_failed")[0].body["problem"])
+    assert problem == "could not be given to the runtime: no room for <secret>"
+    assert source.made > 2, "tried again"
+
+
+@in_virtual_time
+async def test_what_no_node_can_have_fails_for_good_at_once_until_the_next_command(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source = made_by(None)
+    source.broken = GONE
+    await cluster.add()
+    await cluster.create(settings=SETTINGS)
+    first = await cluster.say()
+    await asyncio.sleep(300)
+    assert cluster.kinds().count("start_failed") == 1 and cluster.status() is Status.FAILED
+    assert cluster.record().agent_status == "credential-failed"
+    source.broken = None
+    second = await cluster.say()
+    await asyncio.sleep(5)
+    assert cluster.settled(first) and cluster.settled(second)
+    assert (cluster.status(), cluster.record().agent_status) == (Status.IDLE, "")
+
+
+@in_virtual_time
+async def test_what_another_node_may_have_is_tried_a_few_times(cluster: Cluster, made_by: Callable[..., Source]):
+    made_by(None).broken = AWAY
+    await cluster.add()
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(3600)
+    failed = cluster.events("start_failed")
+    assert len(failed) == credentials_module.NODES_TRY + 1, "no conversation fills its journal for ever"
+    assert [e.body["permanent"] for e in failed] == [False] * credentials_module.NODES_TRY + [True]
+
+
+@in_virtual_time
+async def test_a_provider_that_repeats_what_it_was_given_is_not_repeated(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    made_by()
+    one = await cluster.add()
+    one.provider.at["configure"] = failing(RuntimeFailure("bad token token-number-1", step="login token-number-1"))
+    await cluster.create(settings=SETTINGS)
+    with pytest.raises(ProvisioningError) as failed:
+        await one.start()
+    assert (failed.value.step, failed.value.reason) == ("login <secret>", "bad token <secret>")
+    assert failed.value.__cause__ is None
+    assert "token-number" not in repr(cluster.disk.conversations[C])
+
+
+@in_virtual_time
+async def test_what_may_not_be_asked_for_is_refused_before_anything_is_claimed(cluster: Cluster):
+    one = await cluster.add(allow_env="LLM_*")
+    for wrong in ("env:HOME", "file:/etc/shadow", {"refresh": {"url": "http://169.254.169.254/latest"}}):
+        with pytest.raises(InvalidInputError, match="--allow-") as refused:
+            await one.start(settings={"credentials": {"TOKEN": wrong}})
+        assert refused.value.field == "settings.credentials.TOKEN"
+    assert cluster.journal() == []
+    one.node.check("echo", {"credentials": {"TOKEN": "env:LLM_KEY"}})
+
+
+@in_virtual_time
+async def test_the_owner_judges_again(cluster: Cluster):
+    """The node that was asked allowed it; the one that owns it does not."""
+    await cluster.add()
+    await cluster.create(settings={"credentials": {"TOKEN": "env:LLM_KEY"}})
+    await cluster.say()
+    await asyncio.sleep(600)
+    assert "may ask this node for" in str(cluster.events("start_failed")[0].body["reason"])
+    assert cluster.status() is Status.FAILED
+
+
+def test_nothing_is_allowed_by_default():
+    assert [getattr(Config(), f"allow_{what}") for what in ("env", "file", "command", "url")] == [""] * 4
