@@ -1,7 +1,7 @@
 # The front door: one-word verbs. Needs Python and make; everything else comes from requirements/*.txt.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench chaos mutants lock clean
+.PHONY: help setup demo test check fmt bench chaos model mutants lock clean
 
 PYTHON_IN_VENV := .venv/bin/python
 MINUTES ?= 5
@@ -36,6 +36,9 @@ bench: setup  ## measure (ARGS are passed on)
 chaos: setup  ## simulation and chaos for longer (MINUTES=5 SEEDS=3000)
 	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
+
+model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
+	@$(PYTHON_IN_VENV) -m tenure.testing.model $(ARGS)
 
 mutants: setup  ## break each rule on purpose and see which test goes red (ARGS="M07 sqlite --jobs 2")
 	@$(PYTHON_IN_VENV) tests/mutants/run.py $(ARGS)

@@ -89,6 +89,15 @@ class _Conversation:
     vault: dict[str, Sealed] = field(default_factory=dict[str, Sealed])
     refusals: deque[Refusal] = field(default_factory=lambda: deque[Refusal](maxlen=100))
 
+    def copy(self) -> _Conversation:
+        return replace(
+            self,
+            events=list(self.events),
+            keys=dict(self.keys),
+            vault=dict(self.vault),
+            refusals=deque(self.refusals, self.refusals.maxlen),
+        )
+
 
 @final
 @dataclass(slots=True)
@@ -120,6 +129,14 @@ class Disk:
     papers: dict[tuple[str, str], Paper] = field(default_factory=dict[tuple[str, str], Paper])
     followers: list[_Follower] = field(default_factory=list[_Follower])
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def copy(self) -> Disk:
+        """The contents at this moment, on a disk of their own: cheap, and nobody follows it."""
+        return Disk(
+            nodes={name: replace(node) for name, node in self.nodes.items()},
+            conversations={name: one.copy() for name, one in self.conversations.items()},
+            papers=dict(self.papers),
+        )
 
 
 @final

@@ -17,7 +17,6 @@ already under way. Works on any event loop; it is meant for :mod:`tenure.testing
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -350,30 +349,11 @@ class Replica:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._kept = _copy(disk)
+        self._kept = disk.copy()
 
     def promote(self) -> None:
         """The store is this copy from now on. Followers stay connected; they are told nothing."""
-        again = _copy(self._kept)
+        again = self._kept.copy()
         self._disk.nodes = again.nodes
         self._disk.conversations = again.conversations
         self._disk.papers = again.papers
-
-
-def _copy(disk: Disk) -> Disk:
-    return replace(
-        disk,
-        nodes={name: replace(node) for name, node in disk.nodes.items()},
-        conversations={
-            name: replace(
-                one,
-                events=list(one.events),
-                keys=dict(one.keys),
-                vault=dict(one.vault),
-                refusals=deque(one.refusals, one.refusals.maxlen),
-            )
-            for name, one in disk.conversations.items()
-        },
-        papers=dict(disk.papers),
-        followers=[],
-    )
