@@ -133,6 +133,8 @@ async def test_renewals_stay_under_their_time_limit(cluster: Cluster):
     beating.rig.once("renew", held_until(never))
     await asyncio.sleep(10)
     assert beating.words == []
+    assert beating.heartbeat.trusts()
+    assert beating.confirmed() > 9
     assert TIMING.call_timeout_s <= (TIMING.ttl_s - TIMING.margin_s) / 4
     await beating.heartbeat.retire()
 
