@@ -82,7 +82,9 @@ class Claimer:
     async def _bury_the_expired(self) -> None:
         """Judged and buried first, claimed second (rule 10)."""
         soonest = self._means.config.ttl_s
-        for node in await self._means.store.nodes():
+        nodes = await self._means.store.nodes()
+        self._means.activity.seen(nodes)
+        for node in nodes:
             if node.dead or node.incarnation == self._incarnation.id:
                 continue
             # More than a ttl left: the store's clock was set back. Asking clamps it, or the dead would live on (C23).

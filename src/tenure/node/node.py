@@ -30,6 +30,7 @@ from tenure.errors import (
 from tenure.journal import canonical
 from tenure.lease import Epoch, IncarnationId, new_incarnation
 from tenure.node import initiation
+from tenure.node.activity import Activity, Publisher, last_hour
 from tenure.node.claimer import Claimer
 from tenure.node.drain import drain, settle_down
 from tenure.node.heartbeat import Heartbeat, LoopWatch
@@ -250,11 +251,15 @@ class Node:
         assert self._claimer is not None, "appeared"
         pause_s = min(0.2, self.config.sweep_s)
         reaper = Reaper(incarnation)
-        return [
+        keepers = [
             self.tasks.supervise(self._claimer.sweep, "sweep", pause_s),
             self.tasks.supervise(self._claimer.listen, "hints", pause_s),
             self.tasks.supervise(reaper.run, "reaper", self.config.reap_s / 10),
         ]
+        if self._threaded and incarnation.means is not None:
+            publisher = Publisher(incarnation.means.activity, self.store, incarnation.id, self.clock)
+            keepers.append(self.tasks.supervise(publisher.run, "activity", 1.0))
+        return keepers
 
     def _witnesses(self, incarnation: Incarnation) -> list[asyncio.Task[None]]:
         if not (self._threaded and self.config.witness and possible(self.store)):
@@ -303,6 +308,11 @@ class Node:
     def incarnation(self) -> IncarnationId:
         """This start of the node; another one after a loss."""
         return self._here().id
+
+    @property
+    def registered_as(self) -> IncarnationId | None:
+        """This start of the node, if there is one just now."""
+        return None if self._incarnation is None else self._incarnation.id
 
     @property
     def draining(self) -> bool:
@@ -469,6 +479,16 @@ class Node:
             nodes = {n.incarnation: n for n in await self.store.nodes()}
             self._living = (now, nodes)
         return nodes
+
+    async def activity(self) -> Activity:
+        """What happened in the cluster over the last hour, as every node left it in the store, and this one as of now.
+
+        :raises StoreUnavailableError: it cannot be read.
+        """
+        incarnation = self._incarnation
+        means = incarnation.means if incarnation is not None else None
+        mine = (incarnation.id, means.activity) if incarnation is not None and means is not None else None
+        return await last_hour(self.store, mine, self.clock.now())
 
     def forget(self, conversation_id: str, epoch: Epoch) -> None:
         """A deleted conversation's workspace goes at once, not with the reaper's next round, which finds runtimes alone.

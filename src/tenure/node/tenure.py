@@ -29,8 +29,9 @@ from tenure.abc import (
 )
 from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
-from tenure.journal import CORE_COMMANDS
+from tenure.journal import CORE_COMMANDS, TURN_ENDS, Claimed
 from tenure.lease import TenureState
+from tenure.node.activity import Activity
 from tenure.node.credentials import Credentials
 from tenure.node.progress import Progress
 from tenure.node.tasks import Tasks, settled
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tenure.abc import AgentLoop, AppendResult, ReleaseResult, Runtime, RuntimeProvider, Store
-    from tenure.clock import Clock
+    from tenure.clock import Clock, Instant
     from tenure.config import Config
     from tenure.conversation import Record
     from tenure.journal import Command, Draft, Event, JsonObject
@@ -80,6 +81,8 @@ class Means:
     """What conversations may ask this node for."""
     veil: Veil = field(default_factory=Veil)
     """What this process's logs must not show."""
+    activity: Activity = field(default_factory=Activity)
+    """What people are told of the last hour."""
 
 
 @final
@@ -222,6 +225,9 @@ class Tenure:
                 self.lose("the store was rewound")
                 self.insist()
             self.fold = fold(self.fold, reading.events)
+            for event in reading.events:
+                if event.kind == Claimed.kind and event.epoch == self.lease.epoch:
+                    self.means.activity.claimed(self.conversation_id, event)
             if self.fold.epoch > self.lease.epoch:  # somebody else has claimed, and maybe let go again
                 self.lose(f"epoch {self.fold.epoch} was claimed")
                 self.insist()
@@ -358,6 +364,8 @@ class Tenure:
 
     async def _absorb(self, before: Fold, drafts: tuple[Draft, ...], result: Appended) -> None:
         """Move the fold behind the batch; what clients wrote in between is read and heard."""
+        for end in (d for d in drafts if d.kind in TURN_ENDS):
+            self._tell_turn(before, end, result.at)
         if result.first == before.seq + 1:
             stored = (d.stored(result.first + i, self.lease.epoch, result.at) for i, d in enumerate(drafts))
             self.fold = fold(before, stored)
@@ -366,6 +374,11 @@ class Tenure:
             self.poked.set()
         if self.handing_over:
             self.poke()
+
+    def _tell_turn(self, before: Fold, end: Draft, at: Instant) -> None:
+        first = before.pending.get(before.turn.commands[0]) if before.turn is not None else None
+        if first is not None:
+            self.means.activity.turn_ended(end.kind, first.at, at)
 
     async def release(
         self,

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from tenure.server.cluster import Cluster
 from tenure.server.commands import Commands
 from tenure.server.conversations import Conversations
+from tenure.server.dashboard import Dashboard
 from tenure.server.guard import Guard
 from tenure.server.problems import answer_with_problems
 from tenure.server.schema import describe, replies
@@ -23,6 +24,7 @@ from tenure.server.strict import StrictRoute
 from tenure.server.watch import Watches
 from tenure.server.wire import (
     AcceptedShape,
+    ActivityShape,
     Bounds,
     ConversationShape,
     ConversationsShape,
@@ -73,6 +75,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("POST", f"{ONE}/start", commands.start, {200: LoopInfoShape, 202: LoopInfoShape}),
         ("GET", f"{ONE}/start", commands.progress, {200: StartShape}),
         ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
+        ("GET", "/activity", cluster.activity, {200: ActivityShape}),
         ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
         ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),
         ("GET", "/healthz", cluster.healthz, {200: HealthShape}),
@@ -87,6 +90,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     describe(app, shapes.values(), keyed=bool(node.config.api_key))
     if node.config.api_key:
         app.add_middleware(Guard, api_key=node.config.api_key)
+    app.add_middleware(Dashboard)  # GET / and /dashboard/…, outermost: the pages need no key, what they ask does
     return app
 
 

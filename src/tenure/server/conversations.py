@@ -49,6 +49,9 @@ type After = Annotated[
 ]
 type AfterSeq = Annotated[int, Query(ge=0, lt=10**15, description="`next_after` of the page before.")]
 type Kinds = Annotated[list[Name], Query(max_length=50, description="Only these kinds; may be repeated.")]
+type Words = Annotated[
+    Name | None, Query(description="In the id, the title, the user or the agent; upper and lower case alike.")
+]
 type Until = Annotated[int | None, Query(ge=1, lt=10**15, description="The seq of a command.")]
 type ETag = Annotated[str | None, Header(alias="If-Match", pattern=r'^(\*|"?[0-9]{1,15}"?)$')]
 type LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^([0-9]{1,15}(:[0-9]{1,15})?)?$")]
@@ -98,6 +101,7 @@ class Conversations:
         status: Status | None = None,
         owner: Name | None = None,
         agent: Name | None = None,
+        search: Words = None,
         limit: PageLimit = 100,
         cursor: ListCursor = None,
     ) -> Response:
@@ -110,7 +114,9 @@ class Conversations:
         shown = [
             shape
             for shape in shapes
-            if status in (None, shape["status"]) and (owner is None or shape["owner"] is not None)
+            if status in (None, shape["status"])
+            and (owner is None or shape["owner"] is not None)
+            and (search is None or _holds(shape, search.casefold()))
         ]
         return json_reply(200, {"conversations": shown, "next_cursor": page.cursor})
 
@@ -274,6 +280,10 @@ class Conversations:
                 "agent", f"no node runs it (known: {', '.join(sorted(known))})", "name one of these"
             )
         return settings
+
+
+def _holds(shape: dict[str, Json], words: str) -> bool:
+    return any(words in str(shape[part] or "").casefold() for part in ("id", "title", "user_id", "agent"))
 
 
 def _derived_id(user: str | None, key: str | None) -> str:

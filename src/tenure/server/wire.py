@@ -369,14 +369,56 @@ class StartShape(TypedDict):
     error: StartErrorShape | None
 
 
+class TakeoverShape(TypedDict):
+    """A claim after an owner that did not release. `previous_node` is null if its name was not known any more."""
+
+    at: str
+    conversation_id: str
+    epoch: int
+    node: str
+    previous_node: str | None
+    previous_incarnation: str
+    forced: bool
+
+
+class TurnsShape(TypedDict):
+    """Takeovers, ends of turns, and how long turns took from the accepted message to the end; null without turns."""
+
+    takeovers: int
+    completed: int
+    failed: int
+    interrupted: int
+    p50_s: float | None
+    p95_s: float | None
+    max_s: float | None
+
+
+class MinuteShape(TurnsShape):
+    """The minute that begins at `at`."""
+
+    at: str
+
+
+class ActivityShape(TypedDict):
+    """The last hour: takeovers, newest first (at most 100), and its 60 minutes, oldest first; `hour` is their sum."""
+
+    at: str
+    takeovers: list[TakeoverShape]
+    hour: TurnsShape
+    minutes: list[MinuteShape]
+
+
 class NodeShape(TypedDict):
-    """An incarnation that is not buried. A negative `expires_in_s`: nobody renews it any more."""
+    """An incarnation that is not buried. A negative `expires_in_s`: nobody renews it any more. `here`: it answers this
+    request. `lease_age_s`: since its last renewal, by this node's ttl."""
 
     node: str
     incarnation: str
     address: str
+    here: bool
     started_at: str
     expires_in_s: float
+    lease_age_s: float
     owned: int
     capacity: int
     draining: bool

@@ -1,0 +1,219 @@
+// The journal as rows. Only what is near the screen stands in the document: rows live in chunks, and a chunk that is far
+// away is an empty box of the same height. So ten thousand events scroll like fifty.
+
+import { h, say } from "./dom.js";
+import { between, clock, day, duration, hue } from "./format.js";
+import { Journal } from "./journal.js";
+import { argumentsOf } from "./words.js";
+
+const CHUNK = 50;
+const NEAR = "1500px 0px";
+
+// --- one row ---------------------------------------------------------------------------------------------------------
+
+const LOOKS = { message: "message", reply: "reply", ask: "ask" };
+
+function draw(item, ownerAt) {
+  const row = h("article", { class: "event", tabindex: "-1" });
+  row.item = item;
+  row.append(
+    h("span", { class: "seq" }),
+    h("time", { class: "at", datetime: item.at, title: `${day(item.at)} ${clock(item.at)}` }, clock(item.at)),
+    h("span", { class: "label" }),
+    h("div", { class: "what" }),
+  );
+  refresh(row, ownerAt);
+  return row;
+}
+
+function refresh(row, ownerAt) {
+  const { item } = row;
+  const [, , label, what] = row.children;
+  row.dataset.seqs = item.seqs.join(" ");
+  say(row.children[0], String(item.seqs[0]));
+  row.className = `event ${item.call ? "call" : item.told.look}${item.minor ? " minor" : ""}`;
+  const owner = item.epoch === null || item.epoch === undefined ? null : ownerAt(item.epoch);
+  row.classList.add(owner ? `hue-${hue(owner)}` : "hue-none");
+  row.title = owner ? `written by ${owner}, epoch ${item.epoch}` : "";
+  if (item.call) drawCall(item, label, what);
+  else drawTold(item, label, what);
+  row.setAttribute("aria-label", `${item.seqs[0]}, ${label.textContent}: ${what.textContent}`.slice(0, 300));
+}
+
+function drawCall(item, label, what) {
+  const { opened } = item.call;
+  const told = Journal.fate(item);
+  say(label, "call");
+  what.replaceChildren(
+    h("span", { class: "name" }, opened.body.name ?? opened.body.call ?? opened.kind),
+    h("span", { class: "arguments" }, argumentsOf(opened.body)),
+    h("span", { class: `fate ${told.state}` }, told.words),
+    told.more ? h("span", { class: "more" }, told.more) : "",
+  );
+}
+
+function drawTold(item, label, what) {
+  const { told, began } = item;
+  say(label, told.label);
+  label.classList.toggle("grave", told.grave === true);
+  const parts = [];
+  if (told.node) parts.push(h("span", { class: `chip hue-${hue(told.node)}` }, told.node), h("span", { class: "epoch" }, `epoch ${told.epoch}`));
+  if (told.text) parts.push(h(LOOKS[told.look] ? "p" : "span", { class: "text" }, told.text));
+  if (began) parts.push(h("span", { class: "fate" }, `after ${duration(between(began, item.at))}`));
+  what.replaceChildren(...parts);
+}
+
+/** Show or hide what the journal holds of a row, to the letter. */
+function toggle(row) {
+  const shown = row.querySelector(".raw");
+  if (shown) shown.remove();
+  else row.append(h("pre", { class: "raw" }, row.item.events.map((event) => JSON.stringify(event, null, 2)).join("\n")));
+}
+
+// --- all of them -----------------------------------------------------------------------------------------------------
+
+export class Timeline {
+  #chunks = []; // {element, items, hidden}
+  #place = new Map(); // item → its chunk
+  #rows = new Map(); // item → its row, while it is drawn
+  #owners = new Map(); // epoch → node
+
+  /** In `scroller`; `wantOlder` is called when the oldest row comes near. */
+  constructor(scroller, wantOlder) {
+    this.scroller = scroller;
+    this.list = h("div", { class: "events", role: "feed", "aria-label": "Journal" });
+    scroller.append(this.list);
+    this.wantOlder = wantOlder;
+    this.near = new IntersectionObserver((entries) => this.#seen(entries), { root: scroller, rootMargin: NEAR });
+    scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    this.list.addEventListener("click", (event) => {
+      const row = event.target.closest(".event");
+      if (row && !event.target.closest(".raw") && getSelection().isCollapsed) toggle(row);
+    });
+    this.list.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && event.target.matches(".event")) toggle(event.target);
+    });
+  }
+
+  get size() {
+    return this.#place.size;
+  }
+
+  get atEnd() {
+    return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < 80;
+  }
+
+  toEnd() {
+    this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  clear() {
+    this.near.disconnect();
+    this.#chunks = [];
+    this.#place.clear();
+    this.#rows.clear();
+    this.list.replaceChildren();
+  }
+
+  /** Know whose epoch it was, for the colours of rows. */
+  owned(epoch, node) {
+    this.#owners.set(epoch, node);
+  }
+
+  ownerAt = (epoch) => this.#owners.get(epoch) ?? null;
+
+  /** Show items that are new, or anew those that changed; keeps to the end if the reader was there. */
+  put(items) {
+    const follow = this.atEnd;
+    for (const item of items) {
+      const chunk = this.#place.get(item);
+      if (chunk === undefined) this.#append(item);
+      else if (this.#rows.has(item)) refresh(this.#rows.get(item), this.ownerAt);
+    }
+    if (follow) this.toEnd();
+    return follow;
+  }
+
+  #append(item) {
+    let chunk = this.#chunks.at(-1);
+    if (chunk === undefined || chunk.items.length >= CHUNK || chunk.hidden) {
+      chunk = this.#chunk([]);
+      this.#chunks.push(chunk);
+      this.list.append(chunk.element);
+      this.near.observe(chunk.element);
+    }
+    chunk.items.push(item);
+    this.#place.set(item, chunk);
+    chunk.element.append(this.#row(item));
+  }
+
+  /** Show older items in front, and take away those that are part of them now; what is on the screen stays where it is. */
+  putBefore(items, gone = []) {
+    const below = this.scroller.scrollHeight - this.scroller.scrollTop;
+    for (const item of gone) {
+      const chunk = this.#place.get(item);
+      if (!chunk) continue;
+      chunk.items.splice(chunk.items.indexOf(item), 1);
+      this.#rows.get(item)?.remove();
+      this.#rows.delete(item);
+      this.#place.delete(item);
+    }
+    for (let end = items.length; end > 0; end -= CHUNK) {
+      const chunk = this.#chunk(items.slice(Math.max(0, end - CHUNK), end));
+      for (const item of chunk.items) {
+        this.#place.set(item, chunk);
+        chunk.element.append(this.#row(item));
+      }
+      this.#chunks.unshift(chunk);
+      this.list.prepend(chunk.element);
+      this.near.observe(chunk.element);
+    }
+    this.scroller.scrollTop = this.scroller.scrollHeight - below;
+  }
+
+  #chunk(items) {
+    return { element: h("div", { class: "chunk" }), items, hidden: false };
+  }
+
+  #row(item) {
+    const row = draw(item, this.ownerAt);
+    this.#rows.set(item, row);
+    return row;
+  }
+
+  #seen(entries) {
+    for (const entry of entries) {
+      const chunk = this.#chunks.find((one) => one.element === entry.target);
+      if (!chunk || chunk.hidden !== entry.isIntersecting) continue;
+      if (entry.isIntersecting) this.#show(chunk);
+      else if (chunk !== this.#chunks.at(-1)) this.#hide(chunk, entry.boundingClientRect.height);
+    }
+  }
+
+  #show(chunk) {
+    chunk.hidden = false;
+    chunk.element.style.height = "";
+    chunk.element.append(...chunk.items.map((item) => this.#row(item)));
+  }
+
+  #hide(chunk, height) {
+    if (chunk.element.contains(document.activeElement)) return;
+    chunk.hidden = true;
+    for (const item of chunk.items) this.#rows.delete(item);
+    chunk.element.replaceChildren();
+    chunk.element.style.height = `${height}px`;
+  }
+
+  #scrolled() {
+    if (this.scroller.scrollTop < 800) this.wantOlder();
+  }
+
+  /** Move the focus by rows. */
+  step(by) {
+    const rows = [...this.list.querySelectorAll(".event")];
+    const here = rows.indexOf(document.activeElement);
+    const next = here < 0 ? (by < 0 ? rows.at(-1) : rows.find((row) => row.getBoundingClientRect().top > 60)) : rows[here + by];
+    next?.focus();
+    next?.scrollIntoView({ block: "nearest" });
+  }
+}
