@@ -118,6 +118,7 @@ class Activity:
                 "previous_node": self._names.get(IncarnationId(str(previous))),
                 "previous_incarnation": previous,
                 "forced": bool(event.body.get("forced")),
+                "death": event.body.get("death"),
             }
         )
         self._minute(event.at).takeovers += 1

@@ -370,7 +370,8 @@ class StartShape(TypedDict):
 
 
 class TakeoverShape(TypedDict):
-    """A claim after an owner that did not release. `previous_node` is null if its name was not known any more."""
+    """A claim after an owner that did not release. `previous_node` is null if its name was not known any more; `death` is how
+    that owner ended (``exited``, ``expired``, ``retired``), null if it lives or nobody knows."""
 
     at: str
     conversation_id: str
@@ -379,6 +380,7 @@ class TakeoverShape(TypedDict):
     previous_node: str | None
     previous_incarnation: str
     forced: bool
+    death: str | None
 
 
 class TurnsShape(TypedDict):

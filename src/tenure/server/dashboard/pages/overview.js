@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { drain } from "./actions.js";
 import { h, keyed, part, say } from "./dom.js";
 import { ago, count, duration, hue } from "./format.js";
+import { moved } from "./words.js";
 import { bars, times } from "./plots.js";
 import { poll } from "./poll.js";
 
@@ -107,7 +108,7 @@ function takeoverRow(one) {
     h("span", { class: "move" },
       chip(one.previous_node, { unknown: "a lost node" }), h("span", { class: "arrow", "aria-label": "to" }, "→"), chip(one.node)),
     h("span", { class: "epoch" }, `epoch ${one.epoch}`),
-    h("span", { class: "why" }, one.forced ? "forced" : "its owner did not release"),
+    h("span", { class: "why" }, moved(one)),
   );
 }
 

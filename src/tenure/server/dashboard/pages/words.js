@@ -15,6 +15,12 @@ const RELEASED = {
   forced: "by force",
 };
 
+const DEATHS = { exited: "its process died", expired: "its lease ran out", retired: "it gave up" };
+
+/** Why a conversation moved away from an owner that did not release. */
+export const moved = ({ forced, death }) =>
+  DEATHS[death] ? `the owner before: ${DEATHS[death]}` : forced ? "by force" : "the owner before did not release";
+
 const textOf = (body) => (typeof body?.text === "string" ? body.text : body?.content !== undefined ? brief(body.content, 4000) : "");
 const errorOf = (error) => (error === null || error === undefined ? "" : typeof error === "string" ? error : (error.message ?? error.reason ?? brief(error)));
 
@@ -30,7 +36,7 @@ const SAYS = {
   claimed: (body, event) => ({
     look: body.previous ? "takeover" : "owner",
     label: body.previous ? "takeover" : "claimed",
-    text: body.forced ? "by force, from a living owner or not" : body.previous ? "the owner before did not release" : `because it was ${body.why === "start" ? "started" : "wanted"}`,
+    text: body.previous ? moved(body) : `because it was ${body.why === "start" ? "started" : "wanted"}`,
     node: body.node,
     epoch: event.epoch,
   }),
