@@ -7,7 +7,7 @@ from node_support import Agent, C, Cluster, Member, Provider, failing, in_virtua
 
 from tenure.abc import RuntimeFailure
 from tenure.errors import ProvisioningError
-from tenure.lease import Epoch
+from tenure.lease import Epoch, IncarnationId
 from tenure.node.reaper import Reaper
 
 
@@ -146,3 +146,18 @@ async def test_it_looks_by_itself_and_goes_on_after_failures(cluster: Cluster):
     assert len(cluster.standing) == 1
     del provider.list  # type: ignore[attr-defined]
     await until(lambda: cluster.standing == {}, 60)
+
+
+@in_virtual_time
+async def test_what_a_node_was_asked_that_died_first_is_removed(cluster: Cluster):
+    """And what a living one was asked is left for it."""
+    node = await cluster.add(reap_s=5)
+    store = node.node.store
+    living = IncarnationId("fedcba9876543210")
+    [itself] = await store.nodes()
+    await store.register(living, itself.about, 60)
+    await store.put_paper("request", "0123456789abcdef/drain", {"what": "drain"}, 0)
+    await store.put_paper("request", f"{living}/drain", {"what": "drain"}, 0)
+    assert node.node._incarnation is not None
+    await node.ask(Reaper(node.node._incarnation)._sweep_papers())
+    assert [paper.id for paper in await store.list_papers("request")] == [f"{living}/drain"]

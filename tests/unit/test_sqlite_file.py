@@ -72,6 +72,19 @@ async def test_a_new_file_is_for_its_owner_alone_and_nothing_is_left_beside_it(t
     assert [found.name for found in tmp_path.iterdir()] == ["t.db"]
 
 
+async def test_what_a_kill_left_while_a_store_was_made_is_removed_when_it_is_old(tmp_path: Path):
+    """A young one may be a store that another process makes at this moment."""
+    old = [tmp_path / f".t.db.0123456789abcdef{rest}" for rest in ("", "-wal", "-shm", "-journal")]
+    others = [tmp_path / name for name in (".t.db.0123456789abcdee", ".t.db.backup", ".u.db.0123456789abcdef")]
+    for beside in (*old, *others):
+        beside.touch()
+    for beside in (*old, *others[1:]):
+        os.utime(beside, (1, 1))
+    async with store_in(tmp_path):
+        pass
+    assert {found.name for found in tmp_path.iterdir()} == {"t.db", *(beside.name for beside in others)}
+
+
 def test_a_commit_is_durable(tmp_path: Path):
     """The log is synced at each commit, but for renewals and deltas: those end with the boot anyway."""
     store = file.StoreFile(tmp_path / "t.db")

@@ -37,7 +37,7 @@ from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
 from tenure.node.progress import StartInfo, start_info
-from tenure.node.reaper import Reaper, runtime_names
+from tenure.node.reaper import REQUEST, Reaper, runtime_names
 from tenure.node.reasons import reason_of
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
@@ -417,7 +417,7 @@ class Node:
         """Let the old owner look, so that its loop ends now and not at its next write. The fence does not need it."""
         request: JsonObject = {"what": "look", "conversation": conversation_id}
         try:
-            await self.store.put_paper("request", f"{loser}/look/{conversation_id}", request, 0)
+            await self.store.put_paper(REQUEST, f"{loser}/look/{conversation_id}", request, 0)
         except StoreUnavailableError:
             log.debug("the old owner finds out by itself", extra={"conversation": conversation_id})
 
@@ -510,12 +510,12 @@ class Node:
         asked = 0
         for one in (await self.living(at_most_s=0)).values():
             if one.about.node == node and not one.dead and one.expires_in_s > 0:
-                await self.store.put_paper("request", f"{one.incarnation}/drain", {"what": "drain"}, 0)
+                await self.store.put_paper(REQUEST, f"{one.incarnation}/drain", {"what": "drain"}, 0)
                 asked += 1
         return asked
 
     async def _hear_requests(self, incarnation: Incarnation) -> None:
-        for paper in await self.store.list_papers("request", f"{incarnation.id}/"):
+        for paper in await self.store.list_papers(REQUEST, f"{incarnation.id}/"):
             await self.store.remove_paper(paper.kind, paper.id, paper.version)
             match paper.document:
                 case {"what": "drain"}:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.reaper")
 
 FIRST_LOOK_S = 0.5
+REQUEST = "request"
+"""Papers that ask one incarnation for something: ``INCARNATION/WHAT``."""
 
 
 def runtime_names(identity: str, conversation_id: str, epoch: int) -> tuple[str, str]:
@@ -84,10 +86,16 @@ class Reaper:
         return gone
 
     async def _sweep_papers(self) -> None:
-        """What starts have said of themselves whose node has died meanwhile."""
+        """What starts have said of themselves whose node has died meanwhile, and what such a node was asked."""
         means = self._incarnation.means
         assert means is not None, "registered"
-        await progress.sweep(means.store, {n.incarnation: n for n in await means.store.nodes()})
+        asked = await means.store.list_papers(REQUEST)
+        nodes = {n.incarnation: n for n in await means.store.nodes()}
+        await progress.sweep(means.store, nodes)
+        living = {incarnation for incarnation, node in nodes.items() if not node.dead}
+        for paper in asked:  # listed before the nodes were: whoever is asked has registered before
+            if paper.id.partition("/")[0] not in living:
+                await means.store.remove_paper(REQUEST, paper.id, paper.version)
 
     async def _verdict(self, name: str, conversation: str) -> str | None:
         """Why the runtime may go; null while the journal does not say so, and for a conversation that is not known."""

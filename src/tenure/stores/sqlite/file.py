@@ -8,6 +8,7 @@ error, while new processes find an empty place: two clusters. So each transactio
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
+from tenure.clock import SystemClock
 from tenure.errors import InvalidInputError, StoreUnavailableError, StoreUnfitError
 from tenure.stores.sqlite.boot import boot_id
 from tenure.stores.sqlite.fitness import check_folder
@@ -23,6 +25,9 @@ from tenure.stores.sqlite.fitness import check_folder
 SCHEMA = 1
 APPLICATION_ID = 0x54454E55  # "TENU"; what `file` and other programs see
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+
+SEED_S = 3600.0
+"""A store takes milliseconds to make: a seed of this age is nobody's."""
 
 _NOT_A_DATABASE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 
@@ -112,6 +117,7 @@ class StoreFile:
         if not os.access(self.path, os.R_OK | os.W_OK):
             raise StoreUnfitError(f"{self.path} is not writable; give this user read and write permission")
         identity = self._named()
+        self._tidy()
         try:
             self._adopt()
         except sqlite3.DatabaseError as error:
@@ -134,6 +140,17 @@ class StoreFile:
             for rest in ("", "-wal", "-shm"):
                 with suppress(FileNotFoundError):
                     os.unlink(f"{seed}{rest}")
+
+    def _tidy(self) -> None:
+        """Remove what a process left beside the store that was killed while it made one, long ago."""
+        ours = re.compile(re.escape(f".{self.path.name[:200]}.") + r"[0-9a-f]{16}(-wal|-shm|-journal)?")
+        oldest = SystemClock().now().unix_s - SEED_S
+        with os.scandir(self.path.parent) as beside:
+            for entry in beside:
+                if ours.fullmatch(entry.name):
+                    with suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                            os.unlink(entry.path)
 
     def _adopt(self) -> None:
         """Look at what is there: make an empty file a store, refuse what is none of ours."""
