@@ -12,6 +12,7 @@ from tenure.cli import commands
 from tenure.cli.asking import asks
 from tenure.cli.exits import EXPLAINED, Exit, exit_code, line
 from tenure.cli.running import demo, serve
+from tenure.cli.vault import vault
 from tenure.errors import TenureError
 
 
@@ -70,3 +71,4 @@ for asked in (
     commands.drain,
 ):
     tree.command()(asks(asked))
+tree.add_typer(vault, name="vault")

@@ -289,6 +289,27 @@ class Client:
         self._streams.add(stream)
         return stream
 
+    # the vault
+
+    async def secrets(self, conversation_id: str) -> list[Mapping[str, Json]]:
+        """What the conversation's vault holds: name, version and key id of each, never a value."""
+        path = f"{path_of(conversation_id)}/vault"
+        return (await self._ask("GET", path, of=conversation_id)).json()["secrets"]
+
+    async def put_secret(self, conversation_id: str, name: str, value: str) -> int:
+        """Keep a secret, or replace it; its version."""
+        path = f"{path_of(conversation_id)}/vault/{quoted(name)}"
+        return (await self._ask("PUT", path, body={"value": value}, of=conversation_id)).json()["version"]
+
+    async def remove_secret(self, conversation_id: str, name: str) -> None:
+        """Erase a secret; erasing it twice is fine."""
+        await self._ask("DELETE", f"{path_of(conversation_id)}/vault/{quoted(name)}", of=conversation_id)
+
+    async def rotate(self, cursor: str | None = None, limit: int = 100) -> Mapping[str, Any]:
+        """Seal a page of conversations' secrets anew under the first key; go on with ``next_cursor``."""
+        params = {"cursor": cursor, "limit": limit}
+        return (await self._ask("POST", "/vault/rotate", params=params, wait_s=60)).json()
+
     # the cluster
 
     async def nodes(self) -> list[NodeInfo]:
@@ -314,7 +335,7 @@ class Client:
     ) -> httpx.Response:
         """Ask one node after the other until one answers. `again`: asking twice does what asking once does."""
         query = {k: v for k, v in {"user_id": self.user_id, **(params or {})}.items() if v is not None}
-        if path.startswith("/nodes"):
+        if path.startswith(("/nodes", "/vault")):
             query.pop("user_id", None)
         timeout = httpx.Timeout(ANSWER_S, read=ANSWER_S + wait_s)
         deadline, pause_s = self.now() + self.patience_s, FIRST_PAUSE_S

@@ -20,6 +20,7 @@ from tenure.server.dashboard import Dashboard
 from tenure.server.guard import Guard
 from tenure.server.problems import answer_with_problems
 from tenure.server.schema import describe, replies
+from tenure.server.secrets import Secrets
 from tenure.server.strict import StrictRoute
 from tenure.server.watch import Watches
 from tenure.server.wire import (
@@ -33,6 +34,9 @@ from tenure.server.wire import (
     HealthShape,
     LoopInfoShape,
     NodeShape,
+    RotatedShape,
+    SecretShape,
+    SecretsShape,
     SettledShape,
     StartShape,
     TimelineShape,
@@ -58,7 +62,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     app.state.watches = watches = Watches(node.store, bounds.streams)
     conversations = Conversations(node, watches, bounds)
     commands = Commands(node, watches, bounds)
-    cluster = Cluster(node)
+    cluster, secrets = Cluster(node), Secrets(node)
     routes: list[tuple[str, str, Any, dict[int, Any]]] = [
         ("POST", "/conversations", conversations.create, {201: ConversationShape, 200: ConversationShape}),
         ("GET", "/conversations", conversations.list, {200: ConversationsShape}),
@@ -76,6 +80,10 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("GET", f"{ONE}/start", commands.progress, {200: StartShape}),
         ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
         ("GET", "/activity", cluster.activity, {200: ActivityShape}),
+        ("GET", f"{ONE}/vault", secrets.list, {200: SecretsShape}),
+        ("PUT", f"{ONE}/vault/{{name}}", secrets.put, {201: SecretShape, 200: SecretShape}),
+        ("DELETE", f"{ONE}/vault/{{name}}", secrets.remove, {204: None}),
+        ("POST", "/vault/rotate", secrets.rotate, {200: RotatedShape}),
         ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
         ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),
         ("GET", "/healthz", cluster.healthz, {200: HealthShape}),

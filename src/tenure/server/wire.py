@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, final
 
 from fastapi import Header, Path, Query, Response
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from tenure.errors import InvalidInputError, Owner
 from tenure.journal import Event, Json, JsonObject, Policy, canonical
@@ -163,6 +163,12 @@ class Changes(Body):
             if value is None and name != "title":
                 raise InvalidInputError(name, "must be an object, not null", "send {} to clear it")
         return changes
+
+
+class NewSecret(Body):
+    """A secret's value, for a vault; no reply ever holds it."""
+
+    value: Annotated[SecretStr, Field(min_length=1, max_length=65_536)]
 
 
 class Nothing(Keyed):
@@ -425,6 +431,38 @@ class NodeShape(TypedDict):
     capacity: int
     draining: bool
     agents: list[str]
+
+
+class SecretShape(TypedDict):
+    """A secret of a vault, without its value. `key` is the id of the key that reads it, if this node has it."""
+
+    name: str
+    version: int
+    key: str | None
+
+
+class SecretsShape(TypedDict):
+    """What a vault holds, by name."""
+
+    secrets: list[SecretShape]
+
+
+class SecretPlaceShape(TypedDict):
+    """Where a secret is kept."""
+
+    conversation: str
+    name: str
+
+
+class RotatedShape(TypedDict):
+    """What a page of a rotation did, under the key of that id. `next_cursor` is null at the end."""
+
+    key: str
+    conversations: int
+    secrets: int
+    rewritten: int
+    unreadable: list[SecretPlaceShape]
+    next_cursor: str | None
 
 
 class DrainShape(TypedDict):

@@ -39,7 +39,7 @@ class Keys:
             except ValueError:
                 raise CredentialError(where, f"key {number} is no Fernet key", f"make one: {NEW_KEY}") from None
         self._ring = MultiFernet(rings)
-        self._first = rings[0]
+        self._rings = rings
         self._where = where
         self.ids = tuple(hashlib.sha256(key.encode()).hexdigest()[:8] for key in keys)
         """What names the keys where they must not be shown."""
@@ -83,13 +83,17 @@ class Keys:
             raise CredentialError(f"vault:{name}", "was sealed for something else", "put the secret anew")
         return Secret(found[2])
 
+    def reader(self, ciphertext: bytes) -> str | None:
+        """The id of the key that reads it; null if none does."""
+        for id, ring in zip(self.ids, self._rings, strict=True):
+            with contextlib.suppress(InvalidToken):
+                ring.decrypt(ciphertext)
+                return id
+        return None
+
     def is_current(self, ciphertext: bytes) -> bool:
         """Whether the first key reads it: there is nothing to rotate."""
-        try:
-            self._first.decrypt(ciphertext)
-        except InvalidToken:
-            return False
-        return True
+        return self.reader(ciphertext) == self.ids[0]
 
     def reseal(self, ciphertext: bytes) -> bytes:
         """The same secret under the first key.
