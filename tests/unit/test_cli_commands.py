@@ -298,3 +298,31 @@ def test_urls_come_from_the_options_or_else_from_the_environment():
 )
 def test_what_a_body_says(body: dict[str, Any], text: str):
     assert said(body) == text
+
+
+# --- the event stream, out and in -----------------------------------------------------------------------------------
+
+
+def test_export_import_and_fork(shell: Shell, name: str, tmp_path: Path):
+    shell.json("send", name, "hello", "--wait")
+    file = tmp_path / "out.ndjson"
+    assert shell.run("export", name, "-o", str(file), at="b").exit_code == Exit.OK
+    assert shell.run("export", name).stdout.splitlines()[1] == file.read_text().splitlines()[1]
+    copy = shell.json("import", str(file), "--id", f"{name}-copy", at="a")
+    assert copy["id"] == f"{name}-copy"
+    assert shell.run("import", "-", "--id", f"{name}-copy", stdin=file.read_text()).exit_code == Exit.OK
+    fork = shell.run("fork", name, "--at", "3", "--id", f"{name}-fork")
+    assert "does nothing by itself" in fork.stdout
+    assert [e["kind"] for e in shell.json("show", f"{name}-fork")["events"]][-1] == "released"
+    assert [one.name for one in tmp_path.iterdir()] == ["out.ndjson"]
+
+
+def test_files_that_are_no_exports(shell: Shell, name: str, tmp_path: Path):
+    file = tmp_path / "bad"
+    file.write_text("{}\n")
+    for words in (("import", str(file)), ("import", str(tmp_path / "missing")), ("export", name, "-o", str(tmp_path))):
+        done = shell.run(*words)
+        assert done.exit_code != Exit.OK
+        assert done.stderr.startswith("tenure: ")
+        assert done.stderr.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["bad"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tenure.cli import commands
+from tenure.cli import commands, copying
 from tenure.cli.asking import asks
 from tenure.cli.exits import EXPLAINED, Exit, exit_code, line
 from tenure.cli.running import demo, serve
@@ -66,9 +66,12 @@ for asked in (
     commands.stop,
     commands.interrupt,
     commands.answer,
+    copying.export,
+    copying.fork,
     commands.nodes,
     commands.takeover,
     commands.drain,
 ):
     tree.command()(asks(asked))
 tree.add_typer(vault, name="vault")
+tree.command("import")(asks(copying.import_))

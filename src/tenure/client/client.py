@@ -30,6 +30,7 @@ from tenure.client.replies import (
 )
 from tenure.client.stream import FIRST_PAUSE_S, Ask, Stream
 from tenure.conversation import TenureSpan
+from tenure.errors import TenureError
 from tenure.journal import Event, Json, JsonObject
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_S = 5.0
 ANSWER_S = 10.0
 """How long a node may take, beside what it was asked to wait."""
+COPY_S = 300.0
+"""How long the past of a copy may take to be written."""
 SILENCE_S = 40.0
 """A stream that says nothing for this long is dead: the server comments every 15 s."""
 
@@ -143,6 +146,74 @@ class Client:
     async def delete(self, conversation_id: str) -> None:
         """Delete it for good; deleting twice is fine."""
         await self._ask("DELETE", path_of(conversation_id), of=conversation_id)
+
+    # the event stream, out and in
+
+    async def export(self, conversation_id: str) -> AsyncGenerator[str]:
+        """The lines of an export, one after the other, up to the head that the first names; without line ends.
+
+        :raises UnreachableError: it was cut before its end; begin anew.
+        """
+        query = {} if self.user_id is None else {"user_id": self.user_id}
+        path, deadline, pause_s = f"{path_of(conversation_id)}/export", self.now() + self.patience_s, FIRST_PAUSE_S
+        line = ""
+        while True:
+            url, timeout = self.urls[self._at] + path, httpx.Timeout(ANSWER_S, read=SILENCE_S)
+            try:
+                async with self._http.stream("GET", url, params=query, timeout=timeout) as answer:
+                    if not answer.is_success:
+                        await answer.aread()
+                        raise refusal(answer, conversation_id)
+                    async for line in answer.aiter_lines():
+                        yield line
+                if not line.startswith('{"end":'):
+                    raise httpx.RemoteProtocolError("the export was cut before its end")
+                return
+            except (httpx.TransportError, TenureError) as error:
+                passes = isinstance(error, httpx.TransportError) or may_pass(error)
+                if line or not passes or self.now() >= deadline:
+                    raise error if isinstance(error, TenureError) else UnreachableError(self.urls, error) from error
+            pause_s = await self.next_node(pause_s)
+
+    async def import_(
+        self,
+        lines: bytes,
+        id: str | None = None,
+        *,
+        agent: str | None = None,
+        rerun: bool = False,
+        key: str | None = None,
+    ) -> Conversation:
+        """Make a new conversation whose past is this export, as it was written. Nothing of it runs again, except with
+        `rerun` what it left unanswered, or else its last message.
+
+        :raises InvalidInputError: a line is not as it must be; names it.
+        """
+        params = {"id": id, "agent": agent, "rerun": "true" if rerun else None}
+        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": key or _new_key()}
+        answer = await self._ask(
+            "POST", "/conversations/import", content=lines, headers=headers, params=params, of=id or "", wait_s=COPY_S
+        )
+        return conversation_of(answer.json())
+
+    async def fork(
+        self,
+        conversation_id: str,
+        at: int | None = None,
+        *,
+        id: str | None = None,
+        rerun: bool = False,
+        key: str | None = None,
+    ) -> Conversation:
+        """Make a new conversation whose past is this one's up to the seq `at`, or to its head.
+
+        ``raw["vault"]`` names the secrets that the copy does not have: set those that it needs.
+        """
+        given = {"at": at, "id": id, "rerun": rerun or None, "key": key or _new_key()}
+        body = {name: value for name, value in given.items() if value is not None}
+        path = f"{path_of(conversation_id)}/fork"
+        answer = await self._ask("POST", path, body=body, of=conversation_id, wait_s=COPY_S)
+        return conversation_of(answer.json())
 
     # commands
 
@@ -328,6 +399,8 @@ class Client:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         of: str = "",
         wait_s: float = 0,
@@ -342,7 +415,9 @@ class Client:
         while True:
             url = self.urls[self._at]
             try:
-                answer = await self._http.request(method, url + path, json=body, params=query, timeout=timeout)
+                answer = await self._http.request(
+                    method, url + path, json=body, content=content, headers=headers, params=query, timeout=timeout
+                )
             except httpx.TransportError as error:
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
                 if not (again or unsent) or self.now() >= deadline:

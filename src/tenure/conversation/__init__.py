@@ -4,7 +4,7 @@ All of it is pure. The node reads a journal, folds it, asks :func:`plan` what is
 functions judge a batch before it is sent (a batch that the fold refuses is never written) and any journal afterwards.
 """
 
-from tenure.conversation.folding import Fold, OpenCall, OpenTurn, checked, fold, settlement
+from tenure.conversation.folding import REPLAY, Fold, OpenCall, OpenTurn, checked, fold, settlement
 from tenure.conversation.planning import (
     LOST_LIMIT,
     Plan,
@@ -18,17 +18,30 @@ from tenure.conversation.planning import (
     turn_id,
 )
 from tenure.conversation.record import Record, Settle, Status, TurnState, status
+from tenure.conversation.recording import (
+    Export,
+    Recording,
+    closing,
+    is_own,
+    past_of,
+    read_events,
+    read_export,
+    recorded,
+)
 from tenure.conversation.timeline import TELLING, Ended, RefusedWrite, TenureSpan, timeline
 
 __all__ = [
     "LOST_LIMIT",
+    "REPLAY",
     "TELLING",
     "Ended",
+    "Export",
     "Fold",
     "OpenCall",
     "OpenTurn",
     "Plan",
     "Record",
+    "Recording",
     "RefusedWrite",
     "Settle",
     "Status",
@@ -36,11 +49,17 @@ __all__ = [
     "Then",
     "TurnState",
     "checked",
+    "closing",
     "end_turn",
     "fold",
     "interrupt_calls",
+    "is_own",
     "overtaken",
+    "past_of",
     "plan",
+    "read_events",
+    "read_export",
+    "recorded",
     "refuse_urgent",
     "settle_urgent",
     "settlement",

@@ -232,11 +232,15 @@ def fold(state: Fold, events: Iterable[Event]) -> Fold:
     """
     state = state.copy()
     for event in events:
-        _apply(state, event)
+        advance(state, event)
     return state
 
 
-def _apply(state: Fold, event: Event) -> None:
+def advance(state: Fold, event: Event) -> None:
+    """Move a fold of one's own behind one more event, in place; after an error it is worth nothing.
+
+    :raises JournalError: as :func:`fold`.
+    """
     if event.seq != state.seq + 1:
         raise JournalError(f"event {event.seq} follows {state.seq}: the journal has a gap or was rewound; read it anew")
     state.seq = event.seq

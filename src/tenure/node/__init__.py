@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tenure.node.initiation import AgentLoopInfo
     from tenure.node.node import Node
+    from tenure.node.rehydration import Copy
 
-__all__ = ["AgentLoopInfo", "Node"]
+__all__ = ["AgentLoopInfo", "Copy", "Node"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> object:
         from tenure.node.initiation import AgentLoopInfo
 
         return AgentLoopInfo
+    if name == "Copy":
+        from tenure.node.rehydration import Copy
+
+        return Copy
     raise AttributeError(f"module 'tenure.node' has no attribute {name!r}")

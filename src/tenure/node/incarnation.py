@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tenure.lease import IncarnationId
     from tenure.node.heartbeat import Heartbeat
     from tenure.node.initiation import Start
+    from tenure.node.rehydration import Rehydration
     from tenure.node.tenure import Means, Tenure
 
 log = logging.getLogger("tenure.node")
@@ -43,6 +44,8 @@ class Incarnation:
         """What tenures run and has not ended, those included that were lost or superseded."""
         self.starting: dict[str, Start] = {}
         """Explicit starts under way: joined, never doubled, and not cancelled with who asked."""
+        self.rehydrating: dict[str, Rehydration] = {}
+        """Copies whose past is being written here: joined, never doubled, and not cancelled with who asked."""
         self.claiming: dict[str, asyncio.Task[None]] = {}
         """Conversations that the sweep claims just now."""
         self.over = asyncio.Event()
@@ -106,7 +109,7 @@ class Incarnation:
     @property
     def held(self) -> int:
         """How many conversations this incarnation holds, or is about to."""
-        return len(self.table.keys() | self.starting.keys() | self.claiming.keys())
+        return len(self.table.keys() | self.starting.keys() | self.rehydrating.keys() | self.claiming.keys())
 
     def has_room(self, conversation_id: str, capacity: int) -> bool:
         """Whether it may hold the conversation: it does already, or there is a place left."""
@@ -124,7 +127,8 @@ class Incarnation:
         return True
 
     def _under_way(self) -> list[asyncio.Future[Any]]:
-        return [*self.works, *(s.task for s in self.starting.values()), *self.claiming.values()]
+        copies = (r.task for r in self.rehydrating.values())
+        return [*self.works, *(s.task for s in self.starting.values()), *copies, *self.claiming.values()]
 
     def holds(self, conversation_id: str) -> Tenure | None:
         """The tenure of a conversation, unless it is over."""

@@ -8,7 +8,7 @@ import logging
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, assert_never, final
+from typing import TYPE_CHECKING, Literal, assert_never, final
 
 from tenure.abc import (
     Alive,
@@ -57,7 +57,7 @@ from tenure.journal import (
 from tenure.lease import UNCLAIMED, Epoch, TenureState, new_token
 from tenure.node.reaper import named_by, runtime_names
 from tenure.node.reasons import reason_of
-from tenure.node.release import fail, outlast, release
+from tenure.node.release import abandon, fail, outlast, release
 from tenure.node.tasks import settled
 from tenure.node.tenure import Tenure
 from tenure.node.turn import LivePlace
@@ -346,6 +346,8 @@ async def hold(tenure: Tenure) -> None:
         match await serve(tenure):
             case Reason() as reason:
                 await release(tenure, reason)
+            case Then():
+                await abandon(tenure)
             case ProvisioningError() as failure:
                 await fail(tenure, failure)
             case NodeUnavailableError() as not_here:
@@ -361,7 +363,7 @@ async def hold(tenure: Tenure) -> None:
         await outlast(tenure)
 
 
-async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableError:
+async def serve(tenure: Tenure) -> Reason | Literal[Then.ABANDON] | ProvisioningError | NodeUnavailableError:
     """Do what there is to do; the answer is how it is to be released.
 
     :raises OwnershipLostError: it is not to be released: it is another's. :raises CancelledError: as well.
@@ -372,6 +374,8 @@ async def serve(tenure: Tenure) -> Reason | ProvisioningError | NodeUnavailableE
             await tenure.submit(Command("start", {}, f"start-{tenure.lease.token}", Delivery.NOW))
         todo = await fold_and_settle(tenure)
         agent = tenure.means.agents.get(tenure.record.agent)
+        if todo.then is Then.ABANDON:
+            return todo.then
         if not todo.then.needs_loop:
             return let_go(tenure, todo)
         if agent is None or tenure.leaving:

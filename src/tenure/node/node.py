@@ -29,7 +29,7 @@ from tenure.errors import (
 )
 from tenure.journal import canonical
 from tenure.lease import Epoch, IncarnationId, new_incarnation
-from tenure.node import initiation
+from tenure.node import initiation, rehydration
 from tenure.node.activity import Activity, Publisher, last_hour
 from tenure.node.claimer import Claimer
 from tenure.node.drain import drain, settle_down
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from tenure.abc import AgentLoop, RuntimeProvider, Store
     from tenure.journal import JsonObject
+    from tenure.node.rehydration import Copied, Copy
     from tenure.vault import Keys
 
 log = logging.getLogger("tenure.node")
@@ -433,6 +434,27 @@ class Node:
             )
         await initiation.maybe_start(incarnation, wish, self.default_agent)
         return await self.info(wish.conversation_id)
+
+    async def rehydrate(self, copy: Copy) -> Copied:
+        """Make a new conversation whose past is a recording; returns when it is whole. Nothing of it runs again.
+
+        The same request again, at any node, gives the same conversation, and finishes one that was cut off.
+
+        :raises InvalidInputError: the settings are no good for the agent. :raises NodeUnavailableError: repeat it, maybe elsewhere.
+        :raises ConversationExistsError: the id is taken. :raises ConversationDeletedError: it was.
+        :raises CommandRefusedError: somebody wrote to it meanwhile; nothing of it is kept.
+        """
+        incarnation = self._here()
+        if self.draining or incarnation.means is None:
+            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
+        if not incarnation.has_room(copy.conversation_id, self.config.capacity):
+            raise NodeUnavailableError(
+                f"node {self.config.node} is full ({self.config.capacity} conversations)", await self._elsewhere()
+            )
+        done = await rehydration.rehydrate(incarnation, incarnation.means, copy)
+        if done.record.wanted:
+            self._heard(copy.conversation_id)
+        return done
 
     async def info(self, conversation_id: str) -> AgentLoopInfo:
         """Where the conversation's loop is and how it does, as any node tells it.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.release")
 
 DISCARD_S = 30.0
+UNFINISHED_S = 3600.0
+"""How long a copy may be unfinished while nobody goes on with it."""
 
 
 async def release(tenure: Tenure, reason: Reason) -> None:
@@ -80,6 +82,22 @@ async def _discard(tenure: Tenure, name: str) -> None:
             await tenure.means.provider.discard(name)
     except Exception as error:
         log.warning("runtime %s is left to the reaper: %s", name, reason_of(error))
+
+
+async def abandon(tenure: Tenure) -> None:
+    """A copy whose past was cut off: who has the recording goes on, within an hour; after that it is deleted (0060)."""
+    means = tenure.means
+    left_s = tenure.record.created_at.unix_s + UNFINISHED_S - means.clock.now().unix_s
+    why = "its past is not whole: repeat the request that copies it, with the same key or id, or delete it"
+    if left_s > 0:
+        told = draft(StartFailed("rehydrate", why))
+        await tenure.release(Reason.FAILED, [told], retry_in_s=min(left_s, UNFINISHED_S) + 1)
+    else:
+        log.warning("a copy that was never finished is deleted", extra={"conversation": tenure.conversation_id})
+        await means.store.delete(tenure.conversation_id, tenure.lease.epoch, "tenure")
+        tenure.lose("it was never finished, and is deleted")
+    if not tenure.ready.done():
+        tenure.ready.set_exception(ProvisioningError(tenure.conversation_id, "rehydrate", why))
 
 
 async def outlast(tenure: Tenure) -> None:

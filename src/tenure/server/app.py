@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 VERSION = version("tenure")
 ONE, COMMAND = "/conversations/{id}", {202: AcceptedShape, 200: SettledShape}
+COPY = {201: ConversationShape, 200: ConversationShape}
 
 
 def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
@@ -71,6 +72,9 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("DELETE", ONE, conversations.delete, {204: None}),
         ("GET", f"{ONE}/events", conversations.events, {200: EventsShape}),
         ("GET", f"{ONE}/timeline", conversations.timeline, {200: TimelineShape}),
+        ("GET", f"{ONE}/export", conversations.recordings.export, {200: "lines"}),
+        ("POST", "/conversations/import", conversations.recordings.take_in, COPY),
+        ("POST", f"{ONE}/fork", conversations.recordings.fork, COPY),
         ("GET", f"{ONE}/stream", conversations.stream, {200: "stream"}),
         ("POST", f"{ONE}/messages", commands.message, COMMAND),
         ("POST", f"{ONE}/interrupt", commands.interrupt, COMMAND),
@@ -93,7 +97,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         app.add_api_route(path, endpoint, methods=[method], **replies(shapes))
     answer_with_problems(app)
     shapes = {
-        str(shape): shape for *_, of_route in routes for shape in of_route.values() if shape not in (None, "stream")
+        str(shape): shape for *_, of_route in routes for shape in of_route.values() if not isinstance(shape, str | None)
     }
     describe(app, shapes.values(), keyed=bool(node.config.api_key))
     if node.config.api_key:

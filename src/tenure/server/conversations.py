@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from typing import TYPE_CHECKING, Annotated, assert_never, final
 
-from fastapi import Header, Query, Response
+from fastapi import Header, Query, Request, Response
 
 from tenure.abc import Accepted, Amended, Creation, Deleted, Duplicate, Filters, Stale, Submit, Unknown
 from tenure.conversation import TELLING, Status, timeline
@@ -15,6 +14,7 @@ from tenure.journal import Command, Delivery, JsonObject, canonical
 from tenure.server.commands import accepted
 from tenure.server.failures import failure_of
 from tenure.server.problems import Problem
+from tenure.server.recordings import Recordings
 from tenure.server.stream import EventStream, Place
 from tenure.server.strict import the_key, the_user, too_large
 from tenure.server.watch import Watches, epoch_at, find, read
@@ -29,8 +29,10 @@ from tenure.server.wire import (
     NewConversation,
     PageLimit,
     conversation_shape,
+    derived_id,
     event_text,
     json_reply,
+    one_reply,
 )
 
 if TYPE_CHECKING:
@@ -66,20 +68,28 @@ class Conversations:
         self.store = node.store
         self.watches = watches
         self.bounds = bounds
+        self.recordings = Recordings(node, self, bounds)
 
-    async def create(self, body: NewConversation, user_id: ForUser = None, key: KeyHeader = None) -> Response:
+    async def create(
+        self, request: Request, body: NewConversation, user_id: ForUser = None, key: KeyHeader = None
+    ) -> Response:
         """Create a conversation, and send its first message in the same step. Repeating it is safe.
 
-        201 when it is new, 200 when this user has it already with the same (or no) settings, else 409.
+        201 when it is new, 200 when this user has it already with the same (or no) settings, else 409. With `replay`, a
+        recorded stream becomes its past, and nothing of it runs again.
         """
         user = the_user(user_id, body.user_id)
         key = the_key(body.key, body.message and body.message.key, key)
-        conversation = body.id or _derived_id(user, key)
+        if body.replay is not None:
+            return await self.recordings.replayed(request, body, user, key)
+        if body.rerun:
+            raise InvalidInputError("rerun", "needs a replay", "leave it out")
+        conversation = body.id or derived_id(user, key)
         creation = Creation(
             agent=body.agent,
             default_agent=self.node.default_agent,
             user_id=user,
-            settings=await self._checked(body.agent or self.node.default_agent, body.settings),
+            settings=await self.checked(body.agent or self.node.default_agent, body.settings),
             policy=body.policy,
             title=body.title,
             metadata=body.metadata,
@@ -90,10 +100,10 @@ class Conversations:
             command = Command("message", message, key or secrets.token_hex(16), Delivery.TURN)
         result = accepted(conversation, await self.node.submit(Submit(conversation, command, creation)))
         new = isinstance(result, Accepted) and result.created
-        shape = await self._shape(result.record, alone=True)
+        shape = await self.shape(result.record, alone=True)
         if command is not None:
             shape |= {"seq": result.seq, "duplicate": isinstance(result, Duplicate)}
-        return _one(201 if new else 200, shape)
+        return one_reply(201 if new else 200, shape)
 
     async def list(
         self,
@@ -110,7 +120,7 @@ class Conversations:
             page = await self.store.list(Filters(user_id, owner, agent), cursor, limit)
         except (ValueError, OverflowError):
             raise InvalidInputError("cursor", "is none of this store's", "use next_cursor of the last page") from None
-        shapes = [await self._shape(record) for record in page.items]
+        shapes = [await self.shape(record) for record in page.items]
         shown = [
             shape
             for shape in shapes
@@ -122,7 +132,7 @@ class Conversations:
 
     async def show(self, conversation: InPath, user_id: ForUser = None) -> Response:
         """A conversation: what it does, and who owns it, if somebody alive does."""
-        return _one(200, await self._shape(await find(self.store, conversation, user_id), alone=True))
+        return one_reply(200, await self.shape(await find(self.store, conversation, user_id), alone=True))
 
     async def change(
         self, conversation: InPath, body: Changes, user_id: ForUser = None, if_match: ETag = None
@@ -132,14 +142,14 @@ class Conversations:
         expected = _version(body.version, if_match)
         record = await find(self.store, conversation, the_user(user_id, body.user_id))
         if body.settings is not None:
-            changes = {**changes, "settings": await self._checked(record.agent, body.settings)}
+            changes = {**changes, "settings": await self.checked(record.agent, body.settings)}
         for _ in range(TRIES):
             if expected not in (None, record.version):
                 break
             result = await self.store.amend(conversation, record.version, changes)
             match result:
                 case Amended(record):
-                    return _one(200, await self._shape(record, alone=True))
+                    return one_reply(200, await self.shape(record, alone=True))
                 case Stale(record):
                     continue
                 case Deleted():
@@ -253,14 +263,14 @@ class Conversations:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    async def _shape(self, record: Record, *, alone: bool = False) -> dict[str, Json]:
+    async def shape(self, record: Record, *, alone: bool = False) -> dict[str, Json]:
         status, owner = await self.node.describe(record)
         shape = conversation_shape(record, status, owner)
         if not alone:
             return shape
         return {**shape, "settings": record.settings, "failure": await failure_of(self.store, record)}
 
-    async def _checked(self, agent: str, settings: JsonObject | None) -> JsonObject | None:
+    async def checked(self, agent: str, settings: JsonObject | None) -> JsonObject | None:
         """The settings as the agent keeps them. In a mixed fleet the agent may be known to other nodes only.
 
         :raises InvalidInputError: nobody alive knows the agent, or it refuses the settings. :raises Problem: too large.
@@ -284,19 +294,6 @@ class Conversations:
 
 def _holds(shape: dict[str, Json], words: str) -> bool:
     return any(words in str(shape[part] or "").casefold() for part in ("id", "title", "user_id", "agent"))
-
-
-def _derived_id(user: str | None, key: str | None) -> str:
-    """A retried creation, on whichever node, makes the same conversation (rule 18)."""
-    if key is None:
-        return f"c-{secrets.token_hex(16)}"
-    return f"c-{hashlib.sha256(canonical([user, key]).encode()).hexdigest()[:32]}"
-
-
-def _one(status: int, shape: dict[str, Json]) -> Response:
-    reply = json_reply(status, shape)
-    reply.headers["ETag"] = f'"{shape["version"]}"'
-    return reply
 
 
 def _version(in_body: int | None, if_match: str | None) -> int | None:

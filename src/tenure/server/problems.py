@@ -88,6 +88,7 @@ _REFUSALS: Mapping[str, tuple[int, str, str]] = {
     "conversation-stopped": (409, "The conversation is stopped", "start it first"),
     "turn-open": (409, "A turn is open", "wait for its end, or interrupt it"),
     "key-reused": (409, "The key stands for another command", "use a new key for a new command"),
+    "copy-disturbed": (409, "The copy was disturbed", "repeat it with another id or key"),
     "too-many-unsettled": (429, "Too many unsettled commands", "wait until some are settled, then send it again"),
 }
 

@@ -23,15 +23,22 @@ _STREAM = {
     "description": "Server-sent events: id `seq:epoch`, event = kind, data = the event; `delta` without id.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
+_LINES = {
+    "description": "JSON lines: the conversation, its events, the end; each with `chain`, a running SHA-256.",
+    "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+}
 _REF = "#/components/schemas/{model}"
 
 
 def replies(shapes: dict[int, Any]) -> dict[str, Any]:
-    """The declaration of a route's replies; the first one is the usual one. Null: no content; ``"stream"``: events."""
+    """The declaration of a route's replies; the first one is the usual one. Null: no content; ``"stream"``: events;
+    ``"lines"``: an export."""
     declared: dict[int | str, dict[str, Any]] = {}
     for status, shape in shapes.items():
         if shape == "stream":
             declared[status] = _STREAM
+        elif shape == "lines":
+            declared[status] = _LINES
         elif shape is None:
             declared[status] = {"description": "Done"}
         else:
@@ -59,6 +66,7 @@ def describe(app: FastAPI, shapes: Iterable[Any], *, keyed: bool) -> None:
     def openapi() -> dict[str, Any]:
         if not made:
             made.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+            made["paths"]["/conversations/import"]["post"]["requestBody"] = {"required": True, **_LINES}
             for path in made["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)  # the framework's own; ours is the default

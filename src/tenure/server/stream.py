@@ -90,10 +90,12 @@ class EventStream(Response):
             place = await self.start()
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             reader = _Reader(send, self.bounds, watch, place)
-            await _until_one_ends(reader.tell_all(), _reader_leaves(receive), _time_is_up(watch))
+            await until_one_ends(reader.tell_all(), reader_leaves(receive), _time_is_up(watch))
 
 
-async def _until_one_ends(*parts: Awaitable[None]) -> None:
+async def until_one_ends(*parts: Awaitable[None]) -> None:
+    """Run them at once, and end all with the first that ends."""
+
     async def run(part: Awaitable[None]) -> None:
         await part
 
@@ -104,7 +106,8 @@ async def _until_one_ends(*parts: Awaitable[None]) -> None:
             task.cancel()
 
 
-async def _reader_leaves(receive: Receive) -> None:
+async def reader_leaves(receive: Receive) -> None:
+    """Return when nobody reads any more."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict, final
@@ -24,6 +26,8 @@ class Bounds:
 
     body_bytes: int = 1_310_720
     """A request's body; above the store's limit for one event, so that a message of that size passes."""
+    recording_bytes: int = 64 << 20
+    """A recording that comes in, or that is forked."""
     page_bytes: int = 4 << 20
     """A page of events ends when it is larger than this."""
     start_wait_s: float = 15.0
@@ -129,8 +133,25 @@ def _or_text(message: object) -> object:
     return {"text": message} if isinstance(message, str) else message
 
 
+class Replay(Empty):
+    """A recorded stream: `events` as ``GET …/events`` gives them, all from seq 1 on; or the `lines` of an export.
+
+    `conversation` is what is known of the original beside its events: ``id``, ``agent``, ``title``, ``metadata`` …
+    """
+
+    events: list[JsonBody] | None = None
+    lines: list[JsonBody] | None = None
+    conversation: JsonBody | None = None
+
+
 class NewConversation(Keyed):
-    """A conversation, and maybe its first message. Without an id one is made; from the key, if there is one."""
+    """A conversation, and maybe its first message. Without an id one is made; from the key, if there is one.
+
+    With `replay`, a recorded stream becomes its past; with `rerun` as well, what that left unanswered is sent again.
+    """
+
+    replay: Replay | None = None
+    rerun: bool = False
 
     id: ConversationId | None = None
     agent: Name | None = None
@@ -139,6 +160,17 @@ class NewConversation(Keyed):
     title: PlainText | None = None
     metadata: Metadata | None = None
     policy: Annotated[Policy | None, Field(strict=False)] = None
+
+
+class Fork(Keyed):
+    """`at`: the seq up to which the past is copied; the head without it."""
+
+    at: int | None = None
+    id: ConversationId | None = None
+    agent: Name | None = None
+    title: PlainText | None = None
+    metadata: Metadata | None = None
+    rerun: bool = False
 
 
 class Changes(Body):
@@ -256,6 +288,7 @@ class ConversationShape(TypedDict):
     failure: NotRequired[FailureShape | None]
     seq: NotRequired[int]
     duplicate: NotRequired[bool]
+    vault: NotRequired[list[str]]
 
 
 class ConversationsShape(TypedDict):
@@ -511,3 +544,17 @@ def json_reply(status: int, parts: Json, events: list[str] | None = None) -> Res
     if events is not None:
         text = f'{text[:-1]},"events":[{",".join(events)}]}}'
     return Response(text.encode(), status, media_type="application/json")
+
+
+def derived_id(user: str | None, key: str | None) -> str:
+    """A retried creation, on whichever node, makes the same conversation (rule 18)."""
+    if key is None:
+        return f"c-{secrets.token_hex(16)}"
+    return f"c-{hashlib.sha256(canonical([user, key]).encode()).hexdigest()[:32]}"
+
+
+def one_reply(status: int, shape: dict[str, Json]) -> Response:
+    """One conversation, with its version as the entity tag."""
+    reply = json_reply(status, shape)
+    reply.headers["ETag"] = f'"{shape["version"]}"'
+    return reply
