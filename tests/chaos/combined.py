@@ -46,13 +46,13 @@ ROUND = 50
 """Faults of a round."""
 CLIENTS, FOLLOWERS = 10, 3
 GAP_S = (0.3, 2.7)
-CALM_S = 90.0
+CALM_S = 180.0
 """The bound on the way to rest after the last fault, with room for a noisy machine. What it took is in the report."""
-SILENCE_S = 1.0
+SILENCE_S = 2.0
 ENDS = {0, 75, -9}
 """How a node may end here: drained; its loops did not end in time; killed."""
-FALSE_STARTS = {1, 5}
-"""And one that was never ready: the store was away."""
+FALSE_STARTS = {1, 5, -15}
+"""And one that was never ready: the store was away, or it was told to leave before it could listen."""
 TAKEN = {"kill": "witness", "kill-both": "ttl", "freeze": "ttl", "blocked-interpreter": "ttl"}
 """Faults after which the owner is gone, and who finds out."""
 
@@ -145,6 +145,7 @@ class Run:
     async def play(self, faults: int, seconds: float) -> Report:
         """Round after round until there were so many faults, or so much time has passed."""
         self.one.http.timeout = httpx.Timeout(3.0)
+        self.one.patience_s = CALM_S
         for name in NAMES:
             await self.one.parted_node(name)
         await self.one.nodes.start()
@@ -335,13 +336,21 @@ class Run:
     async def _told_all(self, conversation: str) -> None:
         """Whoever followed has seen all there is, as soon as there is rest."""
 
+        seen, state = self._followed[conversation], ""
+
         async def whole() -> bool:
+            nonlocal state
             with contextlib.suppress(StoreError):
                 [record] = await self.one.store.records([conversation])
-                return record is not None and not record.unsettled and len(self._followed[conversation]) >= record.head
+                assert record is not None, f"{conversation} was created"
+                state = f"head {record.head}, unsettled {record.unsettled}, seen {len(seen)}, owner {record.owner}"
+                return not record.unsettled and len(seen) >= record.head
             return False
 
-        await self.one.until(whole, f"the stream of {conversation} to tell all")
+        try:
+            await self.one.until(whole, "all to be told")
+        except AssertionError:
+            raise AssertionError(f"the stream of {conversation} does not tell all: {state}") from None
         self._saw(conversation, "stream", self._followed[conversation])
 
     # --- the verdict of a round -------------------------------------------------------------------------------------

@@ -13,10 +13,15 @@ sys.path[:0] = [str(HERE), str(HERE / "nodeside")]
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes a `store` runs on each of them; STORE of `make chaos` chooses."""
-    if "store" in metafunc.fixturenames and "chaos" in metafunc.definition.path.parts:
+    own = "fault" in metafunc.fixturenames or "store" in _parametrized(metafunc)
+    if "store" in metafunc.fixturenames and not own and "chaos" in metafunc.definition.path.parts:
         from backings import CHOSEN
 
         metafunc.parametrize("store", CHOSEN)
+
+
+def _parametrized(metafunc: pytest.Metafunc) -> str:
+    return " ".join(str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

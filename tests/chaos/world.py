@@ -54,6 +54,7 @@ class World:
         self.store = store
         """The judge's own way to the store."""
         self.ttl_s = ttl_s
+        self.patience_s = PATIENCE_S
         self.effects_file = folder / "effects.jsonl"
         self.effects_file.touch()
         self.nodes = NodeProcesses()
@@ -166,7 +167,7 @@ class World:
 
     async def post(self, path: str, body: dict[str, Any], *nodes: NodeProcess) -> dict[str, Any]:
         """POST to whoever answers; outages and departing nodes cost a retry, anything else is an error."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         for node in itertools.cycle(nodes or list(self.nodes)):
             assert time.monotonic() < deadline, f"nobody answered POST {path}"
             if not node.running or node.frozen:
@@ -214,7 +215,7 @@ class World:
 
     async def until(self, what: Callable[[], Any], describe: str) -> Any:
         """Poll until `what` (a coroutine function) gives something true."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while True:
             found = await what()
             if found:
