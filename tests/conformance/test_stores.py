@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import postgres_servers
 import pytest
 import redis_servers
 
@@ -30,9 +31,15 @@ def redis_cluster(binary: Path) -> Callable[[Path], Factory]:
     return lambda _: redis_servers.on(redis_servers.shared_cluster(binary))
 
 
+def postgres(binaries: Path) -> Callable[[Path], Factory]:
+    return lambda _: postgres_servers.on(postgres_servers.shared_server(binaries))
+
+
 STORES = [pytest.param(memory, id="memory"), pytest.param(sqlite, id="sqlite")]
 for _name, _binary in redis_servers.BINARIES.items():
     STORES += [pytest.param(redis(_binary), id=_name), pytest.param(redis_cluster(_binary), id=f"{_name}-cluster")]
+for _name, _binary in postgres_servers.BINARIES.items():
+    STORES.append(pytest.param(postgres(_binary), id=_name))
 
 
 every_store = pytest.mark.parametrize("store", STORES)

@@ -15,7 +15,8 @@ def open_store(url: str) -> Store:
     """The store that the URL names, not yet opened: use it with ``async with``.
 
     ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``redis://host:6379/0`` (``rediss``, ``valkey``; also
-    ``redis+sentinel://host,host/service`` and ``redis+cluster://host,host``), or ``memory:`` (this process only, for tests).
+    ``redis+sentinel://host,host/service`` and ``redis+cluster://host,host``), ``postgresql://user@host:5432/database``, or
+    ``memory:`` (this process only, for tests).
 
     :raises InvalidInputError: no store has this scheme, or the URL is none of that store.
     """
@@ -29,13 +30,15 @@ def open_store(url: str) -> Store:
             from tenure.stores.sqlite import SqliteStore
 
             return SqliteStore(url)
+        case "postgresql" | "postgres":
+            return _postgres(url)
         case _ if scheme.startswith(("redis", "valkey")):
             return _redis(url)
         case _:
             raise InvalidInputError(
                 "store",
                 f"no store has the scheme {scheme or '(none)'!r}",
-                "use sqlite:///path, redis://host:6379/0, or memory: for tests",
+                "use sqlite:///path, redis://host:6379/0, postgresql://host/database, or memory: for tests",
             )
 
 
@@ -49,3 +52,15 @@ def _redis(url: str) -> Store:
             "store", "Redis needs a package that is missing", "pip install 'tenure[redis]'"
         ) from None
     return RedisStore(url)
+
+
+def _postgres(url: str) -> Store:
+    try:
+        from tenure.stores.postgres import PostgresStore
+    except ImportError as error:  # psycopg says so itself where it finds no libpq
+        if not (error.name or "psycopg").startswith("psycopg"):
+            raise
+        raise InvalidInputError(
+            "store", "PostgreSQL needs a package that is missing", "pip install 'tenure[postgres]'"
+        ) from None
+    return PostgresStore(url)

@@ -1,0 +1,292 @@
+"""Group commit: a few connections, and what waits for one of them travels in one transaction.
+
+A lane never waits for company: an idle one starts with the first item at once, and whatever has come by the time that one
+is free again goes along. Each item has its own answer. Groups never wait for a row that somebody else has locked: such an
+item is answered ``busy`` and goes to the patient lanes, where it waits alone, so that one stuck row holds up nobody else; and
+as groups do not wait, no two of them can wait for each other. An error that the server answers undid the whole group: each
+item then goes again, by itself. An error of the connection is everybody's, and its outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from tenure.errors import InvalidInputError, StoreError, StoreUnavailableError
+from tenure.stores.postgres.link import Link, RejectedError, Statement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from tenure.stores.postgres.link import Row
+
+log = logging.getLogger("tenure.stores.postgres")
+
+GROUP = 100
+"""How many items travel in one transaction: bounds how long its rows are locked."""
+GROUP_BYTES = 4 << 20
+QUEUE = 2000
+"""How many items wait for a set of lanes; the next caller waits before the queue."""
+BUSY_TRIES = 5
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Item:
+    """One request. With an `operation`, a JSON object for the function of that name, which takes many; else a statement."""
+
+    answer: asyncio.Future[Any]
+    operation: str = ""
+    fields: str = ""
+    conversation: str = ""
+    statement: Statement | None = None
+    tries: int = 0
+
+
+type Compose = Callable[[str, str, bool], Statement]
+"""The statement for an operation, a JSON list of its requests, and whether it may wait for rows."""
+type Joins = Callable[[Item, Item], bool]
+"""Whether an item may travel with the first of a group."""
+
+
+def everybody(first: Item, item: Item) -> bool:
+    """Where nobody waits for a row, all may go together."""
+    return True
+
+
+def same_row(first: Item, item: Item) -> bool:
+    """Who waits for a row takes along only those that wait for the same one."""
+    return bool(first.operation and item.operation) and first.conversation == item.conversation
+
+
+@final
+class Lanes:
+    """Up to `count` connections, made when they are needed. Lanes without an `overflow` are patient: they may wait for rows."""
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        connect: Callable[[], Awaitable[Link]],
+        compose: Compose,
+        joins: Joins,
+        *,
+        overflow: Lanes | None = None,
+        most: int = GROUP,
+    ) -> None:
+        self._name = name
+        self._count = count
+        self._connect = connect
+        self._compose = compose
+        self._joins = joins
+        self._overflow = overflow
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[Item] = deque()
+        self._room = asyncio.Semaphore(QUEUE)
+        self._idle: list[asyncio.Event] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._links: set[Link] = set()
+        self.spare: Link | None = None
+        """A connection that is open already, for the first lane that needs one."""
+        self._closed = False
+
+    # callers
+
+    async def ask(self, operation: str, fields: str, conversation: str) -> Row:
+        """One request of an operation that takes many: its row of the answer.
+
+        :raises StoreUnavailableError: unknown outcome, or nothing was done (the message says so).
+        """
+        return await self._do(Item(self._loop.create_future(), operation, fields, conversation))
+
+    async def run(self, statement: Statement) -> list[Row]:
+        """One statement, and its rows. :raises StoreUnavailableError: as :meth:`ask`."""
+        return await self._do(Item(self._loop.create_future(), statement=statement))
+
+    async def _do(self, item: Item) -> Any:
+        await self._room.acquire()
+        try:
+            self.put(item)
+            return await item.answer
+        finally:
+            self._room.release()
+
+    def put(self, item: Item) -> None:
+        """Let it travel with the next group."""
+        if self._closed:
+            item.answer.set_exception(StoreUnavailableError("the store is closed; nothing was done"))
+            return
+        self._items.append(item)
+        if self._idle:
+            self._idle.pop().set()
+        elif len(self._tasks) < self._count:
+            task = self._loop.create_task(self._work(), name=f"tenure-postgres-{self._name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if (
+            not task.cancelled() and task.exception() is not None
+        ):  # a bug of ours: say so, and let the next item start anew
+            log.error("a lane of the store ended: %r", task.exception(), exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Cut the connections; whoever still waits is told. Idempotent."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for item in self._items:
+            _fail(item, StoreUnavailableError("the store was closed; nothing was done"))
+        self._items.clear()
+        if self.spare is not None:
+            await self.spare.close()
+
+    # a lane
+
+    async def _work(self) -> None:
+        link: Link | None = None
+        try:
+            while True:
+                group = self._next_group()
+                if not group:
+                    woken = asyncio.Event()
+                    self._idle.append(woken)
+                    try:
+                        await woken.wait()
+                    finally:
+                        if woken in self._idle:
+                            self._idle.remove(woken)
+                    continue
+                try:
+                    if link is None or not link.usable:
+                        link = await self._fresh(link)
+                    await self._serve(link, group)
+                except StoreError as error:
+                    for item in group:
+                        _fail(item, error)
+                except BaseException as error:
+                    why = "the store was closed" if isinstance(error, asyncio.CancelledError) else repr(error)
+                    for item in group:
+                        _fail(
+                            item, StoreUnavailableError(f"{why}; the outcome is unknown, repeat the request unchanged")
+                        )
+                    raise
+        finally:
+            if link is not None:
+                await link.close()
+
+    async def _fresh(self, old: Link | None) -> Link:
+        if old is not None:
+            await old.close()
+        spare, self.spare = self.spare, None
+        return spare if spare is not None and spare.usable else await self._connect()
+
+    def _next_group(self) -> list[Item]:
+        """What goes together now; of one conversation, one append."""
+        group: list[Item] = []
+        behind: list[Item] = []
+        appends: set[str] = set()
+        size = 0
+        while self._items and len(group) < self._most and size < GROUP_BYTES:
+            item = self._items.popleft()
+            if item.answer.done():  # its caller went away before it began: not done, like a request that was lost
+                continue
+            stays = bool(group) and not self._joins(group[0], item)
+            if stays or (item.operation == "append" and item.conversation in appends):
+                behind.append(item)
+                continue
+            if item.operation == "append":
+                appends.add(item.conversation)
+            group.append(item)
+            size += len(item.fields)
+        self._items.extendleft(reversed(behind))
+        return group
+
+    async def _serve(self, link: Link, group: list[Item]) -> None:
+        gone = self._loop.create_future()
+        waiting = len(group)
+
+        def one_less(_: asyncio.Future[Any]) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if waiting == 0 and not gone.done():
+                gone.set_result(None)
+
+        for item in group:
+            item.answer.add_done_callback(one_less)
+        try:
+            answers = await self._transact(link, group, gone)
+        except RejectedError as error:
+            await self._apart(link, group, error)
+            return
+        for item, answer in answers:
+            if not item.answer.done():
+                self._take(item, answer)
+
+    async def _transact(self, link: Link, group: list[Item], gone: asyncio.Future[None]) -> list[tuple[Item, Any]]:
+        """One transaction for all; what it answered to each."""
+        patient = self._overflow is None
+        operations = {operation: [i for i in group if i.operation == operation] for operation in _order(group)}
+        statements: list[Statement] = []
+        for operation, items in operations.items():
+            requests = ",".join(f'{{"item":{n},{item.fields[1:]}' for n, item in enumerate(items))
+            statements.append(self._compose(operation, f"[{requests}]", patient))
+        single = [item for item in group if item.statement is not None]
+        statements += [item.statement for item in single if item.statement is not None]
+        rows = await link.run(*statements, gone=gone)
+        answers: list[tuple[Item, Any]] = []
+        for items, found in zip(operations.values(), rows, strict=False):
+            answers += [(items[row[0]], row) for row in found]
+        answers += zip(single, rows[len(operations) :], strict=True)
+        return answers
+
+    def _take(self, item: Item, answer: Any) -> None:
+        if not item.operation or answer[1] != "busy":
+            item.answer.set_result(answer)
+            return
+        item.tries += 1
+        if item.tries > BUSY_TRIES:
+            _fail(
+                item,
+                StoreUnavailableError(f"conversation {item.conversation} is changed all the time; nothing was done"),
+            )
+        else:
+            (self._overflow or self).put(item)
+
+    async def _apart(self, link: Link, group: list[Item], error: RejectedError) -> None:
+        """Everything was undone: each goes again by itself, in the patient lanes; one alone is told why."""
+        if len(group) == 1:
+            _fail(group[0], _told(error))
+        elif self._overflow is not None:
+            for item in group:
+                self._overflow.put(item)
+        else:
+            for item in group:
+                if not item.answer.done():
+                    await self._serve(link, [item])
+
+
+def _order(group: Sequence[Item]) -> list[str]:
+    """The operations in a group, each once."""
+    return list(dict.fromkeys(item.operation for item in group if item.operation))
+
+
+def _told(error: RejectedError) -> Exception:
+    if error.bad_value:
+        return InvalidInputError("request", f"PostgreSQL cannot keep it: {error}", "shorten or correct it")
+    if error.waited:
+        return StoreUnavailableError(
+            f"the row was locked for too long by another session: {error}; nothing was done, repeat the request"
+        )
+    return StoreUnavailableError(f"the server refused the statement: {error}; nothing was done")
+
+
+def _fail(item: Item, error: Exception) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)

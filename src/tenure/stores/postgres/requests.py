@@ -1,0 +1,158 @@
+"""Requests as the functions in ``sql/`` take them: one JSON object each, whose documents are text inside of it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from tenure.clock import Instant
+from tenure.journal import Claimed as ClaimedBody
+from tenure.journal import Draft, Json, JsonObject, digest, draft
+from tenure.journal import Released as ReleasedBody
+from tenure.stores import rules
+from tenure.stores.postgres.text import json_text, stored
+
+if TYPE_CHECKING:
+    from tenure.abc import Append, Claim, Creation, Limits, Release, Submit
+    from tenure.lease import Lease
+
+type Fields = dict[str, Json]
+
+_NO_TIME = Instant(0.0)
+PAYLOAD_BYTES = 7000
+"""How much of a delta fits into one notification: PostgreSQL takes less than 8000 bytes."""
+
+
+def submit_fields(request: Submit, limits: Limits) -> Fields:
+    """:raises ValueError: text or a number that JSON does not have."""
+    command = request.command
+    fields: Fields = {"id": stored(request.conversation), "creates": request.create is not None}
+    if command is not None:
+        fields |= {
+            "kind": stored(command.kind),
+            "body": json_text(command.body),
+            "key": stored(command.key),
+            "delivery": command.delivery.value,
+            "digest": command.digest(),
+        }
+    return fields | _creation(request.create, limits)
+
+
+def _creation(create: Creation | None, limits: Limits) -> Fields:
+    if create is None:
+        return {}
+    row, created = rules.create("", create, _NO_TIME)
+    record = row.record
+    return {
+        "creation": {
+            "user_id": stored(create.user_id),
+            "agent": stored(create.agent),
+            "default_agent": stored(create.default_agent),
+            "settings": None if create.settings is None else json_text(create.settings),
+            "settings_digest": digest(record.settings),
+            "policy": record.policy.value,
+            "title": stored(record.title),
+            "metadata": json_text(record.metadata),
+            "body": json_text(created.body),
+            "large": _large((Draft(created.kind, created.body),), limits),
+        }
+    }
+
+
+def _large(drafts: tuple[Draft, ...], limits: Limits) -> str | None:
+    large = rules.oversize(drafts, limits)
+    return None if large is None else json_text([large.index, large.bytes, large.limit])
+
+
+def claim_fields(request: Claim, limits: Limits) -> Fields:
+    """:raises ValueError: text or a number that JSON does not have."""
+    body = draft(ClaimedBody(request.incarnation, request.node, request.address, request.why, request.forced)).body
+    return {
+        "id": stored(request.conversation),
+        "incarnation": request.incarnation,
+        "token": request.token,
+        "expected_epoch": request.expected_epoch,
+        "node": stored(request.node),
+        "address": stored(request.address),
+        "body": json_text({name: value for name, value in body.items() if name != "previous"}),
+        "forced": request.forced,
+        "floor": request.floor,
+        "creates": request.create is not None,
+        **_creation(request.create, limits),
+    }
+
+
+def append_fields(request: Append, limits: Limits) -> Fields:
+    """:raises ValueError: text or a number that JSON does not have."""
+    fields: Fields = {
+        **lease_fields(request.lease),
+        "number": request.number,
+        "seen": request.seen,
+        "digest": request.digest(),
+        "large": _large(request.drafts, limits),
+        "count": len(request.drafts),
+        "drafts": [_draft(one) for one in request.drafts],
+        "settles": request.settle is not None,
+    }
+    if (settle := request.settle) is not None:
+        fields |= settle.as_json() | {"agent_status": stored(settle.agent_status)}
+    if (snapshot := request.snapshot) is not None:
+        fields |= {"snaps": True, "snapshot_seq": snapshot.seq}
+        fields |= {
+            name: json_text(part)
+            for name, part in (("fold", snapshot.fold), ("loop_state", snapshot.loop))
+            if part is not None
+        }
+    return fields
+
+
+def _draft(one: Draft) -> Fields:
+    return {
+        "kind": stored(one.kind),
+        "body": json_text(one.body),
+        "turn": stored(one.turn),
+        "opens": json_text(list(one.opens)) if one.opens else None,
+        "closes": json_text(list(one.closes)) if one.closes else None,
+    }
+
+
+def release_fields(request: Release, limits: Limits) -> Fields:
+    """:raises ValueError: text or a number that JSON does not have."""
+    body = draft(ReleasedBody(request.batch.lease.incarnation, request.reason.value)).body
+    return {
+        **append_fields(request.batch, limits),
+        "digest": request.digest(),
+        "farewell": json_text(body),
+        "reason": request.reason.value,
+        "retry_in_s": request.retry_in_s,
+    }
+
+
+def lease_fields(lease: Lease) -> Fields:
+    """The proof of ownership."""
+    return {
+        "id": stored(lease.conversation),
+        "incarnation": lease.incarnation,
+        "epoch": lease.epoch,
+        "token": lease.token,
+    }
+
+
+def change_fields(changes: JsonObject) -> Fields:
+    """What :meth:`Store.amend` is to change."""
+    fields: Fields = {}
+    if "title" in changes:
+        title = changes["title"]
+        fields |= {"titles": True, "title": stored(title) if isinstance(title, str) else None}
+    if "metadata" in changes:
+        fields["metadata"] = json_text(changes["metadata"])
+    if "settings" in changes:
+        settings = changes["settings"]
+        fields["settings"], fields["settings_digest"] = json_text(settings), digest(settings)
+        fields["body"] = json_text({"settings": settings})
+    return fields
+
+
+def pieces(text: str) -> list[str]:
+    """A text of ASCII in parts of at most :data:`PAYLOAD_BYTES`."""
+    return ["".join(some) for some in itertools.batched(text, PAYLOAD_BYTES)]

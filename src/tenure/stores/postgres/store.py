@@ -1,0 +1,274 @@
+"""The port on PostgreSQL: what each operation is, and where it runs."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, final
+
+from tenure.abc import Limits, Store
+from tenure.errors import StoreUnavailableError
+from tenure.stores.postgres.address import parse_url
+from tenure.stores.postgres.fitness import examine
+from tenure.stores.postgres.hints import Follower, Hints
+from tenure.stores.postgres.lanes import Lanes, everybody, same_row
+from tenure.stores.postgres.link import Link
+from tenure.stores.postgres.reading import Reads
+from tenure.stores.postgres.registry import Registry
+from tenure.stores.postgres.schema import prepare, search_path
+from tenure.stores.postgres.writing import Writes, composer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from tenure.abc import (
+        About,
+        Alive,
+        Amended,
+        Append,
+        AppendResult,
+        Buried,
+        Claim,
+        Claimed,
+        Dead,
+        Death,
+        Deleted,
+        Fenced,
+        Filters,
+        Granted,
+        Hint,
+        Load,
+        NodeRecord,
+        Page,
+        Paper,
+        Reading,
+        Refusal,
+        Refused,
+        Release,
+        ReleaseResult,
+        Sealed,
+        Sent,
+        Stale,
+        Submit,
+        Submitted,
+        Topic,
+        Unknown,
+        Wanted,
+    )
+    from tenure.clock import Clock
+    from tenure.conversation import Record
+    from tenure.journal import JsonObject
+    from tenure.lease import Epoch, IncarnationId, Lease
+
+log = logging.getLogger("tenure.stores.postgres")
+
+SWIFT, PATIENT, READERS, TELLERS, LISTENERS = 2, 2, 2, 1, 1
+"""Connections of one store object, each made when it is first needed; a heartbeat's store needs one."""
+READS_AT_ONCE = 10
+
+
+@final
+class PostgresStore(Store):
+    """A store on the PostgreSQL that the URL names; see :mod:`tenure.stores.postgres.address` for its grammar.
+
+    `clock` replaces the server's own time, for tests.
+
+    :raises InvalidInputError: the URL names no server, or has a part that nobody knows.
+    """
+
+    def __init__(self, url: str, *, clock: Clock | None = None, limits: Limits | None = None) -> None:
+        self._url = url
+        self.address = parse_url(url)
+        self.limits = limits or Limits()
+        self.weakened: tuple[str, ...] = ()
+        """Which promises the server's settings weaken, and what to set; known once it is open."""
+        self._clock = clock
+        self._is_sibling = False
+        self._opened: _Opened | None = None
+
+    @property
+    def url(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - read only is meant
+        """How another process opens the same store. May hold a password: never print it."""
+        return self._url
+
+    def __repr__(self) -> str:
+        return f"PostgresStore({self.address})"
+
+    def sibling(self) -> PostgresStore:
+        other = PostgresStore(self.url, clock=self._clock, limits=self.limits)
+        other._is_sibling = True
+        return other
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise RuntimeError("this store is open already; sibling() makes another way to it")
+        link = await self._connect()
+        try:
+            self.weakened = await examine(link, self.address)
+            await prepare(link, self.address)
+        except BaseException:
+            await link.close()
+            raise
+        self._opened = self._put_together(link)
+        for sentence in () if self._is_sibling else self.weakened:
+            log.warning("the store at %s weakens a promise: %s", self.address, sentence)
+        return self
+
+    async def _connect(self) -> Link:
+        return await Link.connect(self.address, search_path(self.address.schema))
+
+    async def _connect_to_read(self) -> Link:
+        """Reading locks nothing, so it may take as long as its caller waits."""
+        path = search_path(self.address.schema)
+        return await Link.connect(self.address, path, statement_s=self.address.timeout_s)
+
+    def _put_together(self, link: Link) -> _Opened:
+        channel = f"tenure:{self.address.schema}"
+        compose = composer(self._given, self.limits, channel)
+        patient = Lanes("patient", PATIENT, self._connect, compose, same_row)
+        patient.spare = link
+        swift = Lanes("swift", SWIFT, self._connect, compose, everybody, overflow=patient)
+        readers = Lanes("read", READERS, self._connect_to_read, compose, everybody, most=READS_AT_ONCE)
+        tellers = Lanes("tell", TELLERS, self._connect, compose, everybody)
+        hints = Hints(self._connect, tellers, channel, self.address.timeout_s)
+        return _Opened(
+            (swift, patient, readers, tellers),
+            hints,
+            Writes(swift, patient, tellers, hints, limits=self.limits, clock=self._given),
+            Reads(readers, limits=self.limits, clock=self._given),
+            Registry(patient, hints, self._given),
+        )
+
+    async def __aexit__(self, *exc: object) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.hints.close()
+            for lanes in opened.lanes:
+                await lanes.close()
+
+    def _given(self) -> list[float] | None:
+        """A test's clock as the functions take it; null where the server's own counts."""
+        return None if self._clock is None else [self._clock.boottime().boot_s, self._clock.now().unix_s]
+
+    @property
+    def _parts(self) -> _Opened:
+        if self._opened is None:
+            raise StoreUnavailableError(f"the store at {self.address} is not open; use it with 'async with'")
+        return self._opened
+
+    # nodes
+
+    async def register(self, incarnation: IncarnationId, about: About, ttl_s: float) -> Granted | Refused:
+        if self.address.statement_s >= ttl_s / 2:
+            log.warning(
+                "statement_s (%g) is not below half of the ttl (%g s): a row that a frozen session holds may cost a lease; "
+                "set ?statement_s= in the store's URL",
+                self.address.statement_s,
+                ttl_s,
+            )
+        return await self._parts.registry.register(incarnation, about, ttl_s)
+
+    async def renew(
+        self, incarnation: IncarnationId, beat: int, nonce: str, ttl_s: float, load: Load
+    ) -> Granted | Dead:
+        return await self._parts.registry.renew(incarnation, beat, nonce, ttl_s, load)
+
+    async def bury(self, incarnation: IncarnationId, why: Death) -> Buried | Alive:
+        return await self._parts.registry.bury(incarnation, why)
+
+    async def nodes(self) -> list[NodeRecord]:
+        return await self._parts.registry.nodes()
+
+    # conversations
+
+    async def submit_all(self, requests: Sequence[Submit]) -> list[Submitted]:
+        return await self._parts.writes.each(self._parts.writes.submit, requests)
+
+    async def claim_all(self, requests: Sequence[Claim]) -> list[Claimed]:
+        return await self._parts.writes.each(self._parts.writes.claim, requests)
+
+    async def append_all(self, requests: Sequence[Append]) -> list[AppendResult]:
+        return await self._parts.writes.each(self._parts.writes.append, requests)
+
+    async def release_all(self, requests: Sequence[Release]) -> list[ReleaseResult]:
+        return await self._parts.writes.each(self._parts.writes.release, requests)
+
+    async def delete(self, conversation: str, expected_epoch: Epoch, by: str) -> Deleted | Stale | Unknown:
+        return await self._parts.writes.delete(conversation, expected_epoch)
+
+    async def amend(self, conversation: str, version: int, changes: JsonObject) -> Amended | Stale | Deleted | Unknown:
+        return await self._parts.writes.amend(conversation, version, changes)
+
+    async def wanted(
+        self, me: IncarnationId | None, agents: Sequence[str], cursor: str | None, limit: int
+    ) -> Page[Wanted]:
+        return await self._parts.reads.wanted(me, agents, cursor, limit)
+
+    async def read(
+        self, conversation: str, after: int = 0, limit: int = 1000, *, kinds: Sequence[str] = (), snapshot: bool = False
+    ) -> Reading | Deleted | Unknown:
+        return await self._parts.reads.read(conversation, after, limit, kinds, snapshot=snapshot)
+
+    async def records(self, conversations: Sequence[str]) -> list[Record | None]:
+        return await self._parts.reads.records(conversations)
+
+    async def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
+        return await self._parts.reads.list(filters, cursor, limit)
+
+    # hints and deltas
+
+    @asynccontextmanager
+    async def follow(self, topics: Sequence[Topic]) -> AsyncGenerator[AsyncIterator[Hint]]:
+        hints, follower = self._parts.hints, Follower(topics)
+        try:
+            await hints.add(follower)
+            yield follower.hints()
+        finally:
+            hints.remove(follower)
+
+    async def publish(self, lease: Lease, delta: JsonObject) -> Sent | Fenced:
+        return await self._parts.writes.publish(lease, delta)
+
+    # the vault, the papers, the refusals
+
+    async def seal(
+        self, conversation: str, name: str, ciphertext: bytes, version: int
+    ) -> Sealed | Stale | Deleted | Unknown:
+        return await self._parts.writes.seal(conversation, name, ciphertext, version)
+
+    async def unseal(self, conversation: str, name: str) -> Sealed | None:
+        return await self._parts.reads.unseal(conversation, name)
+
+    async def names(self, conversation: str) -> Sequence[Sealed]:
+        return await self._parts.reads.names(conversation)
+
+    async def forget(self, conversation: str, name: str, version: int) -> bool:
+        return await self._parts.writes.forget(conversation, name, version)
+
+    async def put_paper(self, kind: str, id: str, document: JsonObject, version: int) -> Paper | None:
+        return await self._parts.registry.put_paper(kind, id, document, version)
+
+    async def get_paper(self, kind: str, id: str) -> Paper | None:
+        return await self._parts.reads.get_paper(kind, id)
+
+    async def list_papers(self, kind: str, prefix: str = "", limit: int = 1000) -> Sequence[Paper]:
+        return await self._parts.reads.list_papers(kind, prefix, limit)
+
+    async def remove_paper(self, kind: str, id: str, version: int) -> bool:
+        return await self._parts.registry.remove_paper(kind, id, version)
+
+    async def refusals(self, conversation: str, limit: int = 100) -> Sequence[Refusal]:
+        return await self._parts.reads.refusals(conversation, limit)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What exists while the store is open."""
+
+    lanes: tuple[Lanes, ...]
+    hints: Hints
+    writes: Writes
+    reads: Reads
+    registry: Registry
