@@ -34,16 +34,18 @@ atexit.register(_RUN.close)
 
 
 def postgres_binaries() -> dict[str, Path]:
-    """The folders with ``postgres`` and ``initdb`` that this machine has, by ``postgres-`` and the version, newest last.
+    """The folders with ``postgres`` and ``initdb`` to test on, by ``postgres-`` and the version, newest last.
 
-    Of one version the wheel's is taken, then the PATH's; versions before 15 are left out.
+    Those of the wheel, the one on the PATH if it is newer or there is no wheel, and the one in the folder that
+    ``TENURE_TEST_POSTGRES`` names. Versions before 15 are left out.
     """
-    found: dict[int, Path] = {}
-    for folder in (*_on_the_path(), *_in_the_wheel()):
-        version = _version(folder)
-        if version >= 15:
-            found[version] = folder
-    return {f"postgres-{version}": found[version] for version in sorted(found)}
+    found = {_version(folder): folder for folder in _in_the_wheel()}
+    for folder in _on_the_path():
+        if _version(folder) > max(found, default=0):
+            found[_version(folder)] = folder
+    if named := os.environ.get("TENURE_TEST_POSTGRES"):
+        found[_version(Path(named))] = Path(named)
+    return {f"postgres-{version}": found[version] for version in sorted(found) if version >= 15}
 
 
 def _on_the_path() -> list[Path]:

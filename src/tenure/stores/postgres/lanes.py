@@ -63,14 +63,49 @@ def same_row(first: Item, item: Item) -> bool:
 
 
 @final
+class Links:
+    """The open connections that no lane uses at the moment. There are never more than lanes: a lane borrows one at a time."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Link]], first: Link | None = None) -> None:
+        self._connect = connect
+        self._idle = [first] if first is not None else []
+        self._closed = False
+
+    async def take(self) -> Link:
+        """The one that was used last; a new one if there is none.
+
+        :raises StoreUnavailableError: it cannot be made.
+        """
+        while self._idle:
+            link = self._idle.pop()
+            if link.usable:
+                return link
+            await link.close()
+        return await self._connect()
+
+    async def give(self, link: Link) -> None:
+        """It is free again."""
+        if self._closed or not link.usable:
+            await link.close()
+        else:
+            self._idle.append(link)
+
+    async def close(self) -> None:
+        """Close those that are idle, and the others when they come back."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().close()
+
+
+@final
 class Lanes:
-    """Up to `count` connections, made when they are needed. Lanes without an `overflow` are patient: they may wait for rows."""
+    """Up to `count` groups under way at once. Lanes without an `overflow` are patient: they may wait for rows."""
 
     def __init__(
         self,
         name: str,
         count: int,
-        connect: Callable[[], Awaitable[Link]],
+        links: Links,
         compose: Compose,
         joins: Joins,
         *,
@@ -79,7 +114,7 @@ class Lanes:
     ) -> None:
         self._name = name
         self._count = count
-        self._connect = connect
+        self._links = links
         self._compose = compose
         self._joins = joins
         self._overflow = overflow
@@ -89,9 +124,6 @@ class Lanes:
         self._room = asyncio.Semaphore(QUEUE)
         self._idle: list[asyncio.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._links: set[Link] = set()
-        self.spare: Link | None = None
-        """A connection that is open already, for the first lane that needs one."""
         self._closed = False
 
     # callers
@@ -136,7 +168,7 @@ class Lanes:
             log.error("a lane of the store ended: %r", task.exception(), exc_info=task.exception())
 
     async def close(self) -> None:
-        """Cut the connections; whoever still waits is told. Idempotent."""
+        """Stop; whoever still waits is told. Idempotent."""
         self._closed = True
         for task in list(self._tasks):
             task.cancel()
@@ -144,48 +176,37 @@ class Lanes:
         for item in self._items:
             _fail(item, StoreUnavailableError("the store was closed; nothing was done"))
         self._items.clear()
-        if self.spare is not None:
-            await self.spare.close()
 
     # a lane
 
     async def _work(self) -> None:
-        link: Link | None = None
-        try:
-            while True:
-                group = self._next_group()
-                if not group:
-                    woken = asyncio.Event()
-                    self._idle.append(woken)
-                    try:
-                        await woken.wait()
-                    finally:
-                        if woken in self._idle:
-                            self._idle.remove(woken)
-                    continue
-                try:
-                    if link is None or not link.usable:
-                        link = await self._fresh(link)
-                    await self._serve(link, group)
-                except StoreError as error:
-                    for item in group:
-                        _fail(item, error)
-                except BaseException as error:
-                    why = "the store was closed" if isinstance(error, asyncio.CancelledError) else repr(error)
-                    for item in group:
-                        _fail(
-                            item, StoreUnavailableError(f"{why}; the outcome is unknown, repeat the request unchanged")
-                        )
-                    raise
-        finally:
-            if link is not None:
-                await link.close()
+        while True:
+            while group := self._next_group():
+                await self._travel(group)
+            woken = asyncio.Event()
+            self._idle.append(woken)
+            try:
+                await woken.wait()
+            finally:
+                if woken in self._idle:
+                    self._idle.remove(woken)
 
-    async def _fresh(self, old: Link | None) -> Link:
-        if old is not None:
-            await old.close()
-        spare, self.spare = self.spare, None
-        return spare if spare is not None and spare.usable else await self._connect()
+    async def _travel(self, group: list[Item]) -> None:
+        """Serve a group on a connection, and answer it, whatever happens."""
+        try:
+            link = await self._links.take()
+            try:
+                await self._serve(link, group)
+            finally:
+                await self._links.give(link)
+        except StoreError as error:
+            for item in group:
+                _fail(item, error)
+        except BaseException as error:
+            why = "the store was closed" if isinstance(error, asyncio.CancelledError) else repr(error)
+            for item in group:
+                _fail(item, StoreUnavailableError(f"{why}; the outcome is unknown, repeat the request unchanged"))
+            raise
 
     def _next_group(self) -> list[Item]:
         """What goes together now; of one conversation, one append."""

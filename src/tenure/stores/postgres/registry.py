@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _REGISTER: Final = "SELECT register(%s, %s::float8[], %s::json, %s)"
 _RENEW: Final = "SELECT renew(%s, %s::float8[], %s, %s, %s, %s, %s)"
-_BURY: Final = "SELECT known, buried, fresh, left_s FROM bury(%s, %s::float8[], %s)"
+_BURY: Final = "SELECT known, why, fresh, left_s FROM bury(%s, %s::float8[], %s)"
 _NODES: Final = "SELECT * FROM list_nodes(%s::float8[])"
 _PUT_PAPER: Final = "SELECT put_paper(%s, %s, %s::json, %s)"
 _REMOVE_PAPER: Final = "SELECT remove_paper(%s, %s, %s)"
@@ -57,13 +57,13 @@ class Registry:
         return Dead() if next_beat is None else Granted(next_beat)
 
     async def bury(self, incarnation: IncarnationId, why: Death) -> Buried | Alive:
-        parameters = (incarnation, self._clock(), why is Death.EXPIRED)
-        ((known, buried, fresh, left_s),) = await self._patient.run(Statement(_BURY, parameters))
+        parameters = (incarnation, self._clock(), why.value)
+        ((known, was, fresh, left_s),) = await self._patient.run(Statement(_BURY, parameters))
         if not known:
             return Alive(float("inf"))
         if fresh:
             self._hints.tell([Topic(Topic.WANTED), Topic(Topic.NODE, incarnation)])
-        return Buried() if buried else Alive(left_s)
+        return Alive(left_s) if was is None else Buried(Death(was))
 
     async def nodes(self) -> list[NodeRecord]:
         return [answers.node_of(row) for row in await self._patient.run(Statement(_NODES, (self._clock(),)))]

@@ -53,6 +53,7 @@ def _creation(create: Creation | None, limits: Limits) -> Fields:
             "policy": record.policy.value,
             "title": stored(record.title),
             "metadata": json_text(record.metadata),
+            "wanted": record.wanted,
             "body": json_text(created.body),
             "large": _large((Draft(created.kind, created.body),), limits),
         }
@@ -74,7 +75,8 @@ def claim_fields(request: Claim, limits: Limits) -> Fields:
         "expected_epoch": request.expected_epoch,
         "node": stored(request.node),
         "address": stored(request.address),
-        "body": json_text({name: value for name, value in body.items() if name != "previous"}),
+        "body": json_text({name: value for name, value in body.items() if name not in ("previous", "death")}),
+        "death": request.death and request.death.value,
         "forced": request.forced,
         "floor": request.floor,
         "creates": request.create is not None,
@@ -107,13 +109,17 @@ def append_fields(request: Append, limits: Limits) -> Fields:
 
 
 def _draft(one: Draft) -> Fields:
-    return {
-        "kind": stored(one.kind),
-        "body": json_text(one.body),
-        "turn": stored(one.turn),
-        "opens": json_text(list(one.opens)) if one.opens else None,
-        "closes": json_text(list(one.closes)) if one.closes else None,
-    }
+    fields: Fields = {"kind": stored(one.kind), "body": json_text(one.body)}
+    if one.turn is not None:
+        fields["turn"] = stored(one.turn)
+    if one.opens:
+        fields["opens"] = json_text(list(one.opens))
+    if one.closes:
+        fields["closes"] = json_text(list(one.closes))
+    if one.delivery is not None:
+        of = digest({"kind": one.kind, "body": one.body})
+        fields |= {"key": stored(one.key), "delivery": one.delivery.value, "digest": of}
+    return fields
 
 
 def release_fields(request: Release, limits: Limits) -> Fields:

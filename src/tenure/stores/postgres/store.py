@@ -12,7 +12,7 @@ from tenure.errors import StoreUnavailableError
 from tenure.stores.postgres.address import parse_url
 from tenure.stores.postgres.fitness import examine
 from tenure.stores.postgres.hints import Follower, Hints
-from tenure.stores.postgres.lanes import Lanes, everybody, same_row
+from tenure.stores.postgres.lanes import Lanes, Links, everybody, same_row
 from tenure.stores.postgres.link import Link
 from tenure.stores.postgres.reading import Reads
 from tenure.stores.postgres.registry import Registry
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.stores.postgres")
 
 SWIFT, PATIENT, READERS, TELLERS, LISTENERS = 2, 2, 2, 1, 1
-"""Connections of one store object, each made when it is first needed; a heartbeat's store needs one."""
+"""What goes on at once in one store object, a connection each at most; what comes one at a time needs one or two."""
 READS_AT_ONCE = 10
 
 
@@ -126,14 +126,15 @@ class PostgresStore(Store):
     def _put_together(self, link: Link) -> _Opened:
         channel = f"tenure:{self.address.schema}"
         compose = composer(self._given, self.limits, channel)
-        patient = Lanes("patient", PATIENT, self._connect, compose, same_row)
-        patient.spare = link
-        swift = Lanes("swift", SWIFT, self._connect, compose, everybody, overflow=patient)
-        readers = Lanes("read", READERS, self._connect_to_read, compose, everybody, most=READS_AT_ONCE)
-        tellers = Lanes("tell", TELLERS, self._connect, compose, everybody)
+        writing, reading = Links(self._connect, link), Links(self._connect_to_read)
+        patient = Lanes("patient", PATIENT, writing, compose, same_row)
+        swift = Lanes("swift", SWIFT, writing, compose, everybody, overflow=patient)
+        tellers = Lanes("tell", TELLERS, writing, compose, everybody)
+        readers = Lanes("read", READERS, reading, compose, everybody, most=READS_AT_ONCE)
         hints = Hints(self._connect, tellers, channel, self.address.timeout_s)
         return _Opened(
             (swift, patient, readers, tellers),
+            (writing, reading),
             hints,
             Writes(swift, patient, tellers, hints, limits=self.limits, clock=self._given),
             Reads(readers, limits=self.limits, clock=self._given),
@@ -146,6 +147,8 @@ class PostgresStore(Store):
             await opened.hints.close()
             for lanes in opened.lanes:
                 await lanes.close()
+            for links in opened.links:
+                await links.close()
 
     def _given(self) -> list[float] | None:
         """A test's clock as the functions take it; null where the server's own counts."""
@@ -268,6 +271,7 @@ class _Opened:
     """What exists while the store is open."""
 
     lanes: tuple[Lanes, ...]
+    links: tuple[Links, ...]
     hints: Hints
     writes: Writes
     reads: Reads

@@ -40,7 +40,7 @@ END $$;
 -- What a conversation is created with. `large`: what the store answers if the first event is larger than it takes.
 CREATE TYPE creation AS (
     user_id text, agent text, default_agent text, settings text, settings_digest text, policy text, title text, metadata text,
-    body text, large text
+    wanted boolean, body text, large text
 );
 
 -- Whether an existing conversation is the one that was asked for.
@@ -59,7 +59,7 @@ BEGIN
     c.settings := coalesce(asked.settings, '{}'); c.settings_digest := asked.settings_digest;
     c.policy := coalesce(asked.policy, 'enqueue'); c.title := asked.title; c.metadata := coalesce(asked.metadata, '{}');
     c.version := 1; c.epoch := 0; c.head := 1; c.last_command := 0; c.last_start := 0; c.unsettled := 0; c.turn := 'none';
-    c.started := false; c.wanted := false; c.not_before := 0; c.lost := 0; c.failures := 0; c.stopped := false;
+    c.started := false; c.wanted := asked.wanted; c.not_before := 0; c.lost := 0; c.failures := 0; c.stopped := false;
     c.failed := false; c.deleted := false; c.created_at := at; c.updated_at := at;
     RETURN c;
 END $$;
@@ -74,8 +74,9 @@ DECLARE
     c conversations;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('tenure: order of creation', 'conversations'::regclass::oid::bigint));
-    INSERT INTO conversations (id, user_id, agent, settings, settings_digest, policy, title, metadata, created_at, updated_at)
-    VALUES (d.id, d.user_id, d.agent, d.settings, d.settings_digest, d.policy, d.title, d.metadata, at, at)
+    INSERT INTO conversations (id, user_id, agent, settings, settings_digest, policy, title, metadata, wanted, created_at,
+        updated_at)
+    VALUES (d.id, d.user_id, d.agent, d.settings, d.settings_digest, d.policy, d.title, d.metadata, d.wanted, at, at)
     ON CONFLICT (id) DO NOTHING RETURNING * INTO c;
     IF c.created_no IS NOT NULL THEN
         INSERT INTO events (conversation, seq, kind, at, body) VALUES (c.created_no, 1, 'created', at, asked.body::json);
@@ -95,5 +96,5 @@ END $$;
 
 -- Whether the incarnation is buried; null if it was never registered. Death is for good, so "true" needs no lock (C5).
 CREATE FUNCTION is_dead(of text) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT dead FROM nodes WHERE incarnation = of
+    SELECT death IS NOT NULL FROM nodes WHERE incarnation = of
 $$;

@@ -37,6 +37,12 @@ BEGIN
             WHEN q.large IS NOT NULL THEN 'large'
             ELSE 'applied' END AS verdict
         FROM q LEFT JOIN conversations c ON c.id = q.id
+    ), drafts AS (
+        SELECT j.created_no, j.epoch, j.old_head + d.n AS seq, d.*
+        FROM judged j, ROWS FROM (json_to_recordset(j.drafts) AS (
+                kind text, body text, turn text, opens text, closes text, key text, delivery text, digest text))
+            WITH ORDINALITY AS d(kind, body, turn, opens, closes, key, delivery, digest, n)
+        WHERE j.verdict = 'applied'
     ), moved AS (
         UPDATE conversations u SET
             head = u.head + j.count + CASE WHEN j.farewell IS NULL THEN 0 ELSE 1 END,
@@ -66,14 +72,16 @@ BEGIN
         FROM judged j WHERE u.created_no = j.created_no AND j.verdict = 'applied'
         RETURNING u.created_no, u.head, u.wanted, u.result
     ), written AS (
-        INSERT INTO events (conversation, seq, epoch, kind, at, body, turn, opens, closes)
-        SELECT j.created_no, j.old_head + d.n, j.epoch, d.kind, at, d.body::json, d.turn, d.opens::json, d.closes::json
-        FROM judged j, ROWS FROM (json_to_recordset(j.drafts) AS (kind text, body text, turn text, opens text, closes text))
-            WITH ORDINALITY AS d(kind, body, turn, opens, closes, n)
-        WHERE j.verdict = 'applied'
+        INSERT INTO events (conversation, seq, epoch, kind, at, body, turn, opens, closes, key, delivery)
+        SELECT d.created_no, d.seq, CASE WHEN d.delivery IS NULL THEN d.epoch END, d.kind, at, d.body::json, d.turn,
+               d.opens::json, d.closes::json, d.key, d.delivery FROM drafts d
         UNION ALL
-        SELECT j.created_no, j.old_head + j.count + 1, j.epoch, 'released', at, j.farewell::json, NULL, NULL, NULL
+        SELECT j.created_no, j.old_head + j.count + 1, j.epoch, 'released', at, j.farewell::json, NULL, NULL, NULL, NULL, NULL
         FROM judged j WHERE j.verdict = 'applied' AND j.farewell IS NOT NULL
+    ), recorded AS ( -- the commands of a copied past: their keys stand for them
+        INSERT INTO keys (conversation, key, seq, digest)
+        SELECT d.created_no, d.key, d.seq, d.digest FROM drafts d WHERE d.delivery IS NOT NULL
+        ON CONFLICT (conversation, key) DO UPDATE SET seq = excluded.seq, digest = excluded.digest
     ), kept AS ( -- part by part: the fold moves the seq, a null part keeps its last one
         INSERT INTO snapshots AS s (conversation, seq, fold, loop_state)
         SELECT j.created_no, CASE WHEN j.fold IS NULL THEN 0 ELSE j.snapshot_seq END, j.fold::json, j.loop_state::json

@@ -1,13 +1,13 @@
 -- Make incarnations owners: a compare-and-swap on the epoch that each caller saw. detail: held [created], deleted [epoch],
 -- refused [reason]. Rows are taken in the order of their ids. Whether an owner is dead is a fact on its own record, read
--- after the lock, and never a judgement of its lease (C5). `body` is the event's, without `previous`, which is known here only.
+-- after the lock, and never a judgement of its lease (C5). `body` is the event's, without `previous` and `death`, which are known here only.
 CREATE FUNCTION claim(requests json, clock float8[], patient boolean) RETURNS SETOF answer LANGUAGE plpgsql AS $$
 DECLARE
     q record; taken record; asked creation; c conversations; state text; at float8; now float8; created boolean; outcome text; new_epoch bigint;
 BEGIN
     FOR q IN SELECT * FROM json_to_recordset(requests) AS r(
         item integer, id text, incarnation text, token text, expected_epoch bigint, node text, address text, body text,
-        forced boolean, floor bigint, creates boolean, creation json
+        forced boolean, death text, floor bigint, creates boolean, creation json
     ) ORDER BY r.id COLLATE "C", r.item LOOP
         SELECT t.state, t.c INTO taken FROM take(q.id, patient) t;
         state := taken.state; c := taken.c;
@@ -54,7 +54,8 @@ BEGIN
             SELECT e.epoch FROM events e WHERE e.conversation = c.created_no AND e.epoch IS NOT NULL ORDER BY e.seq DESC LIMIT 1
         )) + 1;
         INSERT INTO events (conversation, seq, epoch, kind, at, body) VALUES (c.created_no, c.head + 1, new_epoch, 'claimed', at,
-            (left(q.body, -1) || ',"previous":' || coalesce(to_json(c.owner)::text, 'null') || '}')::json);
+            (left(q.body, -1) || ',"previous":' || coalesce(to_json(c.owner)::text, 'null') || ',"death":'
+                || coalesce(to_json(CASE WHEN c.owner IS NOT NULL THEN q.death END)::text, 'null') || '}')::json);
         UPDATE conversations u SET
             epoch = new_epoch, owner = q.incarnation, owner_node = q.node, owner_address = q.address, owner_since = at,
             token = q.token, head = u.head + 1, started = false, updated_at = at, number = 0, digest = NULL, result = NULL,

@@ -17,7 +17,7 @@ DECLARE
 BEGIN
     SELECT * INTO n FROM nodes WHERE incarnation = name FOR UPDATE;
     now := store_now(clock);
-    IF NOT FOUND OR n.dead OR now >= n.expires
+    IF NOT FOUND OR n.death IS NOT NULL OR now >= n.expires
         OR NOT (at_beat = n.beat OR (at_beat = n.beat - 1 AND with_nonce = n.nonce)) THEN
         RETURN NULL;
     END IF;
@@ -26,19 +26,19 @@ BEGIN
     RETURN at_beat + 1;
 END $$;
 
--- What is left of the lease, in seconds: null for an unknown one; `fresh` if it was this call that buried it. A lease that
+-- What is left of the lease, in seconds, and why it is dead: null if it is not; `fresh` if it was this call that buried it. A lease that
 -- runs for longer than its ttl is clamped: the server's clock stepped back.
-CREATE FUNCTION bury(name text, clock float8[], expired boolean, OUT known boolean, OUT buried boolean, OUT fresh boolean,
+CREATE FUNCTION bury(name text, clock float8[], asked_why text, OUT known boolean, OUT why text, OUT fresh boolean,
                      OUT left_s float8) LANGUAGE plpgsql AS $$
 DECLARE
     n nodes; now float8;
 BEGIN
     SELECT * INTO n FROM nodes WHERE incarnation = name FOR UPDATE;
     known := FOUND; now := store_now(clock); left_s := least(n.expires - now, n.ttl_s);
-    buried := known AND (n.dead OR NOT expired OR left_s <= 0);
-    fresh := buried AND NOT n.dead;
-    IF fresh OR (known AND NOT n.dead AND now + left_s < n.expires) THEN
-        UPDATE nodes SET dead = buried, expires = now + left_s WHERE no = n.no;
+    why := coalesce(n.death, CASE WHEN known AND (asked_why <> 'expired' OR left_s <= 0) THEN asked_why END);
+    fresh := why IS NOT NULL AND n.death IS NULL;
+    IF fresh OR (known AND n.death IS NULL AND now + left_s < n.expires) THEN
+        UPDATE nodes SET death = why, expires = now + left_s WHERE no = n.no;
     END IF;
 END $$;
 
@@ -54,6 +54,6 @@ CREATE FUNCTION list_nodes(clock float8[]) RETURNS TABLE (
         FROM owners o WHERE o.owner IS NOT NULL
     )
     SELECT n.incarnation, n.node, n.address, n.capacity, n.agents, n.started_at, n.owned, n.draining, n.beat,
-           n.expires - store_now(clock), n.dead
-    FROM nodes n WHERE NOT n.dead OR n.incarnation IN (SELECT o.owner FROM owners o) ORDER BY n.no
+           n.expires - store_now(clock), n.death IS NOT NULL
+    FROM nodes n WHERE n.death IS NULL OR n.incarnation IN (SELECT o.owner FROM owners o) ORDER BY n.no
 $$;

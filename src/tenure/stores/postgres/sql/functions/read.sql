@@ -67,7 +67,7 @@ BEGIN
         ), these (owner) AS (
             SELECT ''::text COLLATE "C"
             UNION SELECT me WHERE me IS NOT NULL
-            UNION SELECT n.incarnation FROM owners o JOIN nodes n ON n.incarnation = o.owner WHERE n.dead
+            UNION SELECT n.incarnation FROM owners o JOIN nodes n ON n.incarnation = o.owner WHERE n.death IS NOT NULL
         )
         SELECT t.owner, a.agent FROM these t, unnest(agents) a(agent)
         WHERE (t.owner, a.agent COLLATE "C") >= (after_owner, after_agent) ORDER BY t.owner, a.agent COLLATE "C"

@@ -23,10 +23,10 @@ CREATE TABLE nodes (
     nonce       text    NOT NULL DEFAULT '',
     owned       integer NOT NULL DEFAULT 0,
     draining    boolean NOT NULL DEFAULT false,
-    dead        boolean NOT NULL DEFAULT false
+    death       text                                 -- expired, retired or exited; null while it may live
 ) WITH (fillfactor = 50);
 
-CREATE INDEX nodes_living ON nodes (no) WHERE NOT dead;
+CREATE INDEX nodes_living ON nodes (no) WHERE death IS NULL;
 
 -- The record (tenure.conversation.Record) with what only the store needs (tenure.stores.rules.Row).
 CREATE TABLE conversations (
