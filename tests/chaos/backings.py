@@ -21,12 +21,14 @@ class Backing:
     """A store for a cluster: where the judge reaches it, and where each node does.
 
     :param small_disk: keep the store's files on a small disk of its own, where there are the rights for one.
+    :param host: a further address under which nodes in a network of their own reach it.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
+    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
         self.folder = folder / "store"
+        self.host = host
         self.ways: dict[str, Proxy] = {}
         """The ways to the store that can fail: of those nodes that were given one."""
         self._small_disk = small_disk
@@ -78,9 +80,10 @@ class RedisBacking(Backing):
 
     name = "redis"
 
-    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
-        super().__init__(folder, small_disk=small_disk)
-        self.server = RedisServer(self.folder, options={"appendfsync": "always"})
+    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
+        super().__init__(folder, small_disk=small_disk, host=host)
+        reached = {"bind": f"127.0.0.1 {host}", "protected-mode": "no"} if host else {}
+        self.server = RedisServer(self.folder, options={"appendfsync": "always", **reached})
 
     @property
     def url(self) -> str:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from tenure.testing.processes import NodeEndedError, NodeProcess  # noqa: E402
 NAMES = ("a", "b", "c")
 TTL_S = 1.5
 OPTIONS = ("--sweep-s", "0.3", "--backoff-s", "0.1", "--idle-s", "2")
-ROUND = 50
+ROUND = 100
 """Faults of a round."""
 CLIENTS, FOLLOWERS = 10, 3
 GAP_S = (0.3, 2.7)
@@ -125,8 +125,9 @@ def _percentiles(seconds: list[float]) -> str:
 class Run:
     """A cluster that lives through rounds."""
 
-    def __init__(self, one: World, seed: str) -> None:
+    def __init__(self, one: World, seed: str, on_round: Callable[[Report], None]) -> None:
         self.one = one
+        self.on_round = on_round
         self.seed, _, begin = seed.partition(".")
         self.begin = int(begin or 0)
         self.report = Report(one.backing.name, seed)
@@ -185,6 +186,7 @@ class Run:
         except (AssertionError, ExceptionGroup) as error:
             raise BrokenError(self._told(seed, error)) from error
         self.report.rounds += 1
+        self.on_round(self.report)
 
     def _told(self, seed: str, error: Exception) -> str:
         whole = _leaves(error)
@@ -410,13 +412,28 @@ def _leaves(error: BaseException) -> list[str]:
     return [f"{type(error).__name__}: {error}"]
 
 
-async def combined(folder: Path, store: str, seed: str, faults: int, seconds: float) -> Report:
+def _silent(_: Report) -> None:
+    """Whoever wants nothing of the rounds."""
+
+
+async def combined(
+    folder: Path,
+    store: str,
+    seed: str,
+    faults: int,
+    seconds: float,
+    on_round: Callable[[Report], None] = _silent,
+) -> Report:
     """A run on a cluster of its own.
 
     :raises BrokenError: a promise was broken.
     """
     async with world(folder, store, small_disk=True, ttl_s=TTL_S, drain_s=1.0, options=OPTIONS) as one:
-        return await Run(one, seed).play(faults, seconds)
+        return await Run(one, seed, on_round).play(faults, seconds)
+
+
+def _progress(report: Report) -> None:
+    print(f"round {report.rounds}: {sum(report.faults.values())} faults, {report.accepted} messages", flush=True)
 
 
 def main() -> int:
@@ -430,7 +447,7 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp(prefix=f"tenure-chaos-{store}-"))
         print(f"{store}: seed {given.seed}, in {folder}", flush=True)
         try:
-            report = asyncio.run(combined(folder, store, given.seed, given.faults, given.minutes * 60))
+            report = asyncio.run(combined(folder, store, given.seed, given.faults, given.minutes * 60, _progress))
         except BrokenError as error:
             print(error, flush=True)
             return 1

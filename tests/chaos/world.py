@@ -25,6 +25,7 @@ from tenure.journal import TURN_ENDS, Event
 from tenure.stores import open_store
 from tenure.testing import checker
 from tenure.testing.history import Attempt, Effect, History, Journal
+from tenure.testing.netns import Namespace
 from tenure.testing.processes import NodeProcess, NodeProcesses, free_port
 from tenure.testing.proxy import Proxy
 
@@ -68,8 +69,10 @@ class World:
         """The ways from clients to nodes that can fail: of those nodes that were given one."""
         self.asking: set[asyncio.Task[Any]] = set()
 
-    def node(self, name: str, *, options: tuple[str, ...] = (), **environ: str) -> NodeProcess:
-        """A node of this world, not yet started."""
+    def node(
+        self, name: str, *, options: tuple[str, ...] = (), place: Namespace | None = None, **environ: str
+    ) -> NodeProcess:
+        """A node of this world, not yet started; in a network of its own, if it is given one."""
         path = os.pathsep.join(filter(None, [str(NODESIDE), os.environ.get("PYTHONPATH")]))
         port = free_port()
         seen = {
@@ -77,19 +80,25 @@ class World:
             "CHAOS_EFFECTS": str(self.effects_file),
             "CHAOS_CLOCK": str(self.clock_file(name)),
             "CHAOS_STORE": self.backing.url,
-            "CHAOS_ADDRESS": f"http://127.0.0.1:{port}",
+            "CHAOS_ADDRESS": f"http://{place.inside if place else '127.0.0.1'}:{port}",
         }
+        where: dict[str, Any] = {"host": place.inside, "prefix": place.prefix} if place else {}
+        store = self.backing.url_for(name)
+        if place is not None:
+            options = (*options, "--host", place.inside, "--insecure")
+            store = store.replace("127.0.0.1", place.host)
         Steps(self.clock_file(name)).set()
         return self.nodes.add(
             NodeProcess(
                 name,
-                store=self.backing.url_for(name),
+                store=store,
                 folder=self.folder,
                 agents=["chaos_agent:agent"],
                 options=[*self._options, *options],
                 environ=seen | environ,
                 cwd=NODESIDE,
                 port=port,
+                **where,
             )
         )
 
@@ -303,9 +312,11 @@ def _about_unrecorded(violation: checker.Violation) -> bool:
 
 
 @asynccontextmanager
-async def world(folder: Path, store: str, *, small_disk: bool = False, **how: Any) -> AsyncIterator[World]:
+async def world(
+    folder: Path, store: str, *, small_disk: bool = False, host: str = "", **how: Any
+) -> AsyncIterator[World]:
     """A world on the store of this name."""
-    backing = BACKINGS[store](folder, small_disk=small_disk)
+    backing = BACKINGS[store](folder, small_disk=small_disk, host=host)
     async with backing.up(), open_store(backing.url) as opened:
         one = World(folder, backing, opened, **how)
         with one.nodes:

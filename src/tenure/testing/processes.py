@@ -62,6 +62,8 @@ class NodeProcess:
     """One ``tenure serve``. Started again, it keeps name, port and folder, and becomes a new incarnation.
 
     :param options: further options of ``tenure serve``, e.g. ``["--ttl-s", "2"]``.
+    :param host: where it is reached; beyond the loopback, say so in the options as well.
+    :param prefix: words before its command, e.g. of a network namespace. They must become its process.
     :param environ: added to the environment, from which every ``TENURE_*`` of this process is left out.
     """
 
@@ -76,14 +78,17 @@ class NodeProcess:
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         port: int | None = None,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.host = host
         self.port = free_port() if port is None else port
         self.log_file = folder / f"{name}.log"
         self._out_file = folder / f"{name}.out"
         self._cwd = cwd
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("TENURE_")} | dict(environ or {})
-        self._command = [sys.executable, "-m", "tenure", "serve", "--store", store, "--node", name]
+        self._command = [*prefix, sys.executable, "-m", "tenure", "serve", "--store", store, "--node", name]
         self._command += [part for agent in agents for part in ("--agent", agent)]
         self._command += options
         self._child: subprocess.Popen[bytes] | None = None
@@ -162,7 +167,7 @@ class NodeProcess:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import socket
 from typing import TYPE_CHECKING, Self, final
 
 from tenure.testing.processes import free_port
@@ -39,7 +40,11 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self.port = free_port()
+        self._place = socket.socket()
+        """Holds the port, also while nobody listens: the next one to look for a free port must not find this one."""
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind((HOST, free_port()))
+        self.port = int(self._place.getsockname()[1])
         self._open = {way: asyncio.Event() for way in Way}
         self._delay_s = 0.0
         self._server: asyncio.Server | None = None
@@ -57,6 +62,7 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._place.close()
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -91,7 +97,7 @@ class Proxy:
     # --- connections ------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._connected, HOST, self.port)
+        self._server = await asyncio.start_server(self._connected, HOST, self.port, reuse_port=True)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._carry(reader, writer), name=f"proxy {self.port} to {self.target}")

@@ -1,0 +1,56 @@
+"""One-way partitions between a node and its store, in the kernel: a network namespace of its own for the node.
+
+Where the rights for namespaces are missing, the proxy of the fault menu (`way-there`, `way-back`, `way-parted`) stands for
+them alone; the test's record says so.
+"""
+
+from __future__ import annotations
+
+from backings import CHOSEN
+from world import World, world
+
+from tenure.testing import netns
+from tenure.testing.netns import Namespace, Way
+from tenure.testing.processes import NodeProcess
+
+TTL_S = 1.5
+OPTIONS = ("--sweep-s", "0.3")
+
+
+async def _in_mid_turn(one: World, conversation: str, hit: NodeProcess, other: NodeProcess) -> None:
+    await one.create(conversation, other)
+
+    async def here() -> bool:
+        reply = await one.http.post(f"{hit.url}/conversations/{conversation}/start", params={"here": "true"}, json={})
+        return reply.status_code in (200, 202)
+
+    await one.until(here, "a start on the node that will be cut off")
+    await one.send(conversation, "before", other, between_s=2 * TTL_S)
+    await one.event(conversation, "call_started", count=2)
+
+
+async def test_a_node_that_is_cut_off_one_way_is_succeeded(tmp_path, record_property):
+    """Whether its renewals do not arrive, or their answers: it stops by itself, and its turn goes on elsewhere."""
+    if "redis" not in CHOSEN:
+        return  # a file has no network
+    if not netns.possible():
+        record_property("network", "no namespaces here: partitions are those of the proxy alone")
+        return
+    with Namespace() as place:
+        async with world(tmp_path, "redis", host=place.host, ttl_s=TTL_S, options=OPTIONS) as one:
+            hit, other = one.node("hit", place=place), one.node("other")
+            await one.nodes.start()
+            for number, ways in enumerate(((Way.OUT,), (Way.IN,), (Way.OUT, Way.IN))):
+                conversation = f"cut-{number}"
+                await _in_mid_turn(one, conversation, hit, other)
+                with place.partition(*ways):
+                    taken = await one.event(conversation, "claimed", count=2)
+                    during = await one.send(conversation, "during", other)
+                    await one.answered(conversation, during)
+                assert taken.body["node"] == "other" and taken.body["previous"], taken
+                await hit.ready()
+                after = await one.send(conversation, "after", hit)
+                await one.answered(conversation, after)
+            assert hit.log.count("incarnation given up") >= 3, "it stopped by itself each time"
+            await one.quiescent()
+            await one.judge()
