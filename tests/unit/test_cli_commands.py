@@ -326,3 +326,13 @@ def test_files_that_are_no_exports(shell: Shell, name: str, tmp_path: Path):
         assert done.stderr.startswith("tenure: ")
         assert done.stderr.count("\n") == 1
     assert [one.name for one in tmp_path.iterdir()] == ["bad"]
+
+
+def test_a_restored_store_is_made_safe(tmp_path: Path):
+    store = f"sqlite:///{tmp_path}/t.db"
+    done = CliRunner().invoke(tree, ["restored", "--store", store, "--json"])
+    assert done.exit_code == Exit.OK, done.output
+    told = json.loads(done.stdout)
+    assert (told["conversations"], told["buried"]) == (0, 0)
+    assert told["floor"] > 1_700_000_000
+    assert "nodes may start" in CliRunner().invoke(tree, ["restored", "--store", store]).stdout

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from tenure.cli import commands, copying
 from tenure.cli.asking import asks
 from tenure.cli.exits import EXPLAINED, Exit, exit_code, line
+from tenure.cli.restored import restored
 from tenure.cli.running import demo, serve
 from tenure.cli.vault import vault
 from tenure.errors import TenureError
@@ -55,7 +56,7 @@ def root(
 ) -> None: ...
 
 
-for here in (serve, demo):
+for here in (serve, demo, restored):
     tree.command()(here)
 for asked in (
     commands.send,

@@ -39,6 +39,7 @@ from tenure.node.initiation import AgentLoopInfo, Wish
 from tenure.node.progress import StartInfo, start_info
 from tenure.node.reaper import REQUEST, Reaper, runtime_names
 from tenure.node.reasons import reason_of
+from tenure.node.restoration import insist_on_whole
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
 from tenure.node.witness import Witness, possible
@@ -123,6 +124,7 @@ class Node:
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
         try:
+            await insist_on_whole(self.store)
             self._identity = await self._store_identity()
             for name, agent in self.agents.items():
                 self._loading.append(self.tasks.start(self._load(name, agent), f"load {name}"))

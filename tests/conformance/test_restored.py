@@ -1,0 +1,219 @@
+"""A store that goes on, is set back to a backup, and is made safe: no epoch of the former life is granted again, and whoever
+held a lease then is refused."""
+
+import asyncio
+import copy
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis_servers
+
+from tenure.abc import Append, Fenced, Load, Reading, Submit
+from tenure.clock import Deadline, Instant, SystemClock
+from tenure.config import Config
+from tenure.conversation import Fold, Settle, TurnState, fold
+from tenure.errors import StoreUnfitError
+from tenure.journal import TurnStarted, draft
+from tenure.node import Node
+from tenure.node.restoration import MARK, raise_epochs
+from tenure.stores.memory import Disk, MemoryStore
+from tenure.stores.redis import RedisStore
+from tenure.stores.sqlite import SqliteStore
+from tenure.testing.servers import RedisServer
+from tenure.testing.store_suite.stage import CREATION, Stage, Writer, expect, message, note
+
+
+class Memory:
+    def __init__(self, folder: Path) -> None:
+        self.disk = Disk()
+
+    def store(self):
+        return MemoryStore(self.disk)
+
+    def back_up(self) -> None:
+        disk = self.disk
+        self.saved = Disk()
+        self.saved.nodes = copy.deepcopy(disk.nodes)
+        self.saved.conversations = copy.deepcopy(disk.conversations)
+        self.saved.papers = copy.deepcopy(disk.papers)
+
+    def restore(self) -> None:
+        self.disk = self.saved
+
+    def close(self) -> None: ...
+
+
+class Sqlite:
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "tenure.db"
+
+    def store(self):
+        return SqliteStore(f"sqlite:///{self.file}")
+
+    def back_up(self) -> None:
+        with sqlite3.connect(self.file) as one, sqlite3.connect(self.file.with_suffix(".saved")) as other:
+            one.backup(other)
+        one.close()
+        other.close()
+
+    def restore(self) -> None:
+        for one in self.file.parent.glob(f"{self.file.name}*"):
+            one.unlink()
+        shutil.copy(self.file.with_suffix(".saved"), self.file)
+
+    def close(self) -> None: ...
+
+
+class Redis:
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self.server = RedisServer(redis_servers.folder(), binary=binary).start()
+        self.saved = folder / "dump.rdb"
+
+    def store(self):
+        return RedisStore(self.server.url())
+
+    def back_up(self) -> None:
+        self.server.told("SAVE")
+        shutil.copy(self._dump(), self.saved)
+
+    def _dump(self) -> Path:
+        (_, folder), (_, name) = (self.server.told("CONFIG", "GET", part) for part in ("dir", "dbfilename"))
+        return Path(_text(folder)) / _text(name)
+
+    def restore(self) -> None:
+        place = self._dump()
+        self.server.stop()
+        for one in place.parent.glob("appendonly*"):
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+        shutil.copy(self.saved, place)
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.__exit__()
+
+
+def _text(reply: object) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+STORES: list = [pytest.param(Memory, id="memory"), pytest.param(Sqlite, id="sqlite")]
+for _name, _binary in redis_servers.BINARIES.items():
+    STORES.append(pytest.param(lambda folder, binary=_binary: Redis(folder, binary), id=_name))
+
+
+@pytest.fixture(params=STORES)
+def kept(request: pytest.FixtureRequest, tmp_path: Path):
+    one = request.param(tmp_path)
+    yield one
+    one.close()
+
+
+class Later:
+    """A minute later, for people."""
+
+    def now(self) -> Instant:
+        return Instant(SystemClock().now().unix_s + 60)
+
+    def boottime(self) -> Deadline:
+        return SystemClock().boottime()
+
+
+async def a_claim(stage: Stage, conversation: str) -> Writer:
+    return await stage.claim(conversation, await stage.node(ttl_s=0.1), forced=True)
+
+
+async def on(kept, work: Callable) -> None:
+    """Play on the store as it is now."""
+    async with kept.store() as store:
+        stage = Stage(lambda clock, limits: kept.store(), None, None)  # type: ignore[arg-type] - one store, no clock
+        stage.store = store
+        stage.clock = SystemClock()  # type: ignore[assignment]
+        await work(stage)
+
+
+@pytest.mark.blocking_ok
+async def test_after_a_restore_no_epoch_is_granted_twice_and_zombies_are_refused(kept):
+    zombies: dict[str, list[Append]] = {}
+    former: dict[str, int] = {}
+
+    async def before(stage: Stage) -> None:
+        for name in ("held", "idle", "busy"):
+            await stage.store.submit(Submit(name, None, CREATION))
+        holder = await a_claim(stage, "held")
+        zombies["held"] = [holder.batch(note("late"))]
+        idle = await a_claim(stage, "idle")
+        await idle.release()
+        await stage.submit("busy")
+        busy = await a_claim(stage, "busy")
+        await busy.append(draft(TurnStarted((2,)), "t2"), settle=Settle(True, turn=TurnState.OPEN, started=True))
+        zombies["busy"] = [busy.batch(note("late"))]
+
+    async def former_life(stage: Stage) -> None:
+        for name in ("held", "idle", "busy"):
+            zombies.setdefault(name, [])
+            for _ in range(3):
+                writer = await a_claim(stage, name)
+                zombies[name].append(writer.batch(note("late")))
+            former[name] = writer.lease.epoch
+
+    async def afterwards(stage: Stage) -> None:
+        done = await raise_epochs(stage.store, SystemClock())
+        assert done.conversations == 3
+        for name, batches in zombies.items():
+            for batch in batches:
+                assert isinstance(await stage.store.append(batch), Fenced), name
+            record = await stage.record(name)
+            assert record.epoch > done.floor > former[name]
+            assert (record.owner, record.wanted) == (None, name == "busy")
+            assert (await a_claim(stage, name)).lease.epoch > record.epoch
+            reading = expect(Reading, await stage.store.read(name))
+            fold(Fold(), reading.events)
+        accepted = await stage.store.submit(Submit("idle", message("new")))
+        assert accepted.record.wanted  # type: ignore[union-attr]
+        again = await raise_epochs(stage.store, Later())
+        assert again.floor > done.floor
+
+    await on(kept, before)
+    kept.back_up()
+    await on(kept, former_life)
+    kept.restore()
+    await on(kept, afterwards)
+
+
+@pytest.mark.blocking_ok
+async def test_a_living_node_is_in_the_way_and_nothing_was_changed(tmp_path: Path):
+    kept = Memory(tmp_path)
+
+    async def play(stage: Stage) -> None:
+        incarnation = await stage.node(ttl_s=0.2)
+        await stage.store.submit(Submit("c", None, CREATION))
+
+        async def live() -> None:
+            beat = 0
+            while True:
+                beat = (await stage.store.renew(incarnation, beat, f"n{beat}", 0.2, Load())).beat  # type: ignore[union-attr]
+                await asyncio.sleep(0.02)
+
+        life = asyncio.create_task(live())
+        with pytest.raises(StoreUnfitError, match="is alive"):
+            await raise_epochs(stage.store, SystemClock())
+        life.cancel()
+        assert (await stage.record("c")).epoch == 0
+        assert await stage.store.get_paper(*MARK) is None
+
+    await on(kept, play)
+
+
+async def test_no_node_starts_while_epochs_are_raised_and_a_cut_one_is_done_again():
+    disk, agents, nowhere = Disk(), {"scripted": cast("Any", None)}, cast("Any", None)
+    async with MemoryStore(disk) as store:
+        await store.put_paper(*MARK, {"floor": 1}, 0)
+        with pytest.raises(StoreUnfitError, match="tenure restored"):
+            async with Node(MemoryStore(disk), agents, provider=nowhere, config=Config(), threaded=False):
+                pass
+        await raise_epochs(store, SystemClock())
+        assert await store.get_paper(*MARK) is None
