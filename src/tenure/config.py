@@ -52,6 +52,8 @@ class Config:
     """The first back-off after a failed start; doubles up to 60 times this."""
     reap_s: float = 60.0
     runtime: str = "process"
+    runtime_token: str = field(default="", repr=False)
+    """What a sandbox service asks for, as a bearer token."""
     workspaces: str = ""
     """Where runtimes keep their files; empty: a folder beside the store, or under the user's state folder."""
     allow_env: str = ""

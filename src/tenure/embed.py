@@ -70,10 +70,11 @@ class Node(_node.Node):
         if not isinstance(store, Store):
             store = open_store(store or given.store)
         settled = dataclasses.replace(given, store=store.url or "memory:")
+        self._own_provider = provider is None
         super().__init__(
             store,
             loops(agents, settled),
-            provider=provider or open_provider(settled.runtime, root=workspaces(settled)),
+            provider=provider or open_provider(settled.runtime, root=workspaces(settled), token=settled.runtime_token),
             config=settled,
             keys=keys or Keys.load(os.environ, database(settled.store)),
             **rest,
@@ -82,6 +83,13 @@ class Node(_node.Node):
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         return self
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()
+        finally:
+            if self._own_provider:
+                await self.provider.close()
 
     async def send(
         self,

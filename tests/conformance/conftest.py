@@ -7,4 +7,4 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest.register_assert_rewrite("tenure.testing.store_suite")
+pytest.register_assert_rewrite("tenure.testing.store_suite", "tenure.testing.provider_suite")

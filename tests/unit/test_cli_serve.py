@@ -87,7 +87,10 @@ def test_a_taken_port_is_named():
 
 def test_every_setting_but_the_key_is_an_option():
     text = RUN.invoke(tree, ["serve", "--help"], terminal_width=300).stdout
-    settings = set(Config.__dataclass_fields__) - {"api_key"}  # it would stand in the list of processes
+    settings = set(Config.__dataclass_fields__) - {
+        "api_key",
+        "runtime_token",
+    }  # it would stand in the list of processes
     assert {name for name in settings if f"--{name.replace('_', '-')} " not in text} == set()
     assert {name for name in settings if f"TENURE_{name.upper()}" not in text} == set()
 

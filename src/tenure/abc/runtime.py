@@ -107,14 +107,14 @@ class RuntimeProvider(abc.ABC):
 
     @abc.abstractmethod
     async def configure(self, runtime: Runtime, credentials: Mapping[str, str]) -> None:
-        """Give the runtime its credentials; idempotent. Values go nowhere else.
+        """Give the runtime these credentials instead of those before; idempotent. Values go nowhere else.
 
         :raises RuntimeFailure: with the provider's own reason, never with a value.
         """
 
     @abc.abstractmethod
     async def attach(self, spec: RuntimeSpec) -> Runtime | None:
-        """The living runtime of that name, or null if it is gone for good.
+        """The living runtime of that name, resumed if it was paused; or null if it is gone for good.
 
         :raises RuntimeFailure: it could not be found out.
         """
@@ -129,6 +129,9 @@ class RuntimeProvider(abc.ABC):
     @abc.abstractmethod
     async def list(self) -> Sequence[tuple[str, str]]:
         """(name, conversation) of every runtime of this store that the provider has; for the reaper."""
+
+    async def close(self) -> None:  # noqa: B027 - optional
+        """Give back connections and threads; runtimes stay as they are. Default: nothing to give back."""
 
     def kill_now(self) -> None:  # noqa: B027 - optional
         """Kill the process groups of this node's runtimes, at once and from any thread: trust has ended. Default: none."""

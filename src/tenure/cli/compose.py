@@ -52,6 +52,7 @@ def mask_of(config: Config, environ: Mapping[str, str]) -> Mask:
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     yield config.api_key
+    yield config.runtime_token
     yield from (key.strip() for key in environ.get(KEYS_SETTING, "").split(","))
     place = urlsplit(config.store)
     yield unquote(place.password or "")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tenure.reaper")
 
 FIRST_LOOK_S = 0.5
+ANSWER_S = 60.0
+"""How long the provider may take for one of these answers; one that hangs costs a round, not the reaper."""
 REQUEST = "request"
 """Papers that ask one incarnation for something: ``INCARNATION/WHAT``."""
 
@@ -66,7 +68,9 @@ class Reaper:
         means = self._incarnation.means
         assert means is not None, "registered"
         gone = 0
-        for name, conversation in await means.provider.list():
+        async with asyncio.timeout(ANSWER_S):
+            found = await means.provider.list()
+        for name, conversation in found:
             tenure = self._incarnation.holds(conversation)
             if not named_by(means.identity, name) or (tenure is not None and tenure.fold.runtime == name):
                 continue
@@ -75,7 +79,8 @@ class Reaper:
                 if verdict is None:
                     continue
                 workspace = runtime_names(means.identity, conversation, 0)[1] if verdict == "deleted" else None
-                await means.provider.discard(name, workspace)
+                async with asyncio.timeout(ANSWER_S):
+                    await means.provider.discard(name, workspace)
             except StoreUnavailableError:
                 raise
             except Exception as error:  # one that cannot be judged or destroyed does not keep the others

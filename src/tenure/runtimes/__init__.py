@@ -13,17 +13,26 @@ if TYPE_CHECKING:
     from tenure.abc import RuntimeProvider
 
 
-def open_provider(url: str, *, root: Path) -> RuntimeProvider:
-    """The provider that ``NAME[?limit=number&…]`` names, with its files under `root`.
+def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
+    """The provider that a URL names, with its files, if it has any here, under `root`.
 
     ``process`` runs commands on this machine, for instance ``process?cpu_s=60&memory_bytes=2000000000``; its limits
-    are :class:`tenure.runtimes.process.ProcessLimits`.
+    are :class:`tenure.runtimes.process.ProcessLimits`. ``http://…`` and ``https://…`` ask a sandbox service, with `token`
+    as its bearer token (``docs/extending/http-runtimes.md``).
 
     :raises InvalidInputError: naming `runtime`: no such provider or limit.
     """
     name, _, query = url.partition("?")
-    if name.removesuffix(":") != "process":
-        raise InvalidInputError("runtime", f"no provider is called {name[:80]!r}", "use process")
-    from tenure.runtimes.process import ProcessLimits, ProcessProvider
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    match name.partition(":")[0]:
+        case "process" if name in ("process", "process:"):
+            from tenure.runtimes.process import ProcessProvider
 
-    return ProcessProvider(root, limits=ProcessLimits.parse(dict(parse_qsl(query, keep_blank_values=True))))
+            return ProcessProvider.parse(root, options)
+        case "http" | "https":
+            from tenure.runtimes.http import HttpProvider
+
+            return HttpProvider.parse(name, options, token)
+        case _:
+            remedy = "use process, http://… or https://…"
+            raise InvalidInputError("runtime", f"no provider is called {name[:80]!r}", remedy)

@@ -1,4 +1,4 @@
-"""Runtimes in memory, and a provider that can be told to fail, hang, be slow or lie at each step. For tests of a node.
+"""Runtimes in memory, and a provider that can be told to fail, hang, die, be slow or lie at each step. For tests of a node.
 
 A :class:`Machine` is what there really is; each node has a :class:`FaultyProvider` on it, as nodes of one computer have.
 Without faults it keeps the provider's contract. ::
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Ran, RuntimeFailure, RuntimeProvider, RuntimeSpec
+from tenure.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from tenure.abc import Runtime
 
-STEPS = frozenset({"provision", "configure", "attach", "discard", "list", "run", "read", "write"})
+STEPS = frozenset({"provision", "ready", "configure", "attach", "discard", "list", "run", "read", "write"})
 
 
 @final
@@ -56,7 +57,13 @@ class Lie:
     """Answer that it was done, without doing it; ``attach`` says the opposite of the truth, ``list`` names nothing."""
 
 
-type Fault = Fail | Hang | Slow | Lie
+@final
+@dataclass(frozen=True, slots=True)
+class Die:
+    """Do it and say so; then every runtime of this name is gone, as if its machine had been lost."""
+
+
+type Fault = Fail | Hang | Slow | Lie | Die
 
 
 @final
@@ -65,6 +72,8 @@ class Machine:
     """What there really is. `answer` is what commands say; by itself they say nothing and succeed."""
 
     standing: dict[str, RuntimeSpec] = field(default_factory=dict[str, RuntimeSpec])
+    paused: set[str] = field(default_factory=set[str])
+    """Names of those that stand still; ``attach`` resumes them."""
     workspaces: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
     credentials: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     log: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -125,7 +134,9 @@ class FaultyProvider(RuntimeProvider):
             self.machine.standing[spec.name] = spec
             self.machine.workspaces.setdefault(spec.workspace, {})
             self._mine.add(spec.name)
-        self.told("provision", fault)
+        self.told("provision", fault, spec.name)
+        progress("ready")
+        self.told("ready", await self.meet("ready"), spec.name)
         return MemoryRuntime(self, spec)
 
     async def configure(self, runtime: Runtime, credentials: Mapping[str, str]) -> None:
@@ -133,12 +144,15 @@ class FaultyProvider(RuntimeProvider):
         if not isinstance(fault, Lie):
             self.did("configure", runtime.name)
             self.machine.credentials[runtime.name] = dict(credentials)
-        self.told("configure", fault)
+        self.told("configure", fault, runtime.name)
 
     async def attach(self, spec: RuntimeSpec) -> Runtime | None:
         fault = await self.meet("attach")
-        self.told("attach", fault)
         there = spec.name in self.machine.standing and (self.outlives_node or spec.name in self._mine)
+        self.told("attach", fault, spec.name)
+        if there and spec.name in self.machine.paused:
+            self.machine.paused.discard(spec.name)
+            self.did("resume", spec.name)
         return MemoryRuntime(self, spec) if there is not isinstance(fault, Lie) else None
 
     async def discard(self, name: str, workspace: str | None = None) -> None:
@@ -149,7 +163,7 @@ class FaultyProvider(RuntimeProvider):
             self.machine.credentials.pop(name, None)
             if workspace is not None:
                 self.machine.workspaces.pop(workspace, None)
-        self.told("discard", fault)
+        self.told("discard", fault, name)
 
     async def list(self) -> Sequence[tuple[str, str]]:
         fault = await self.meet("list")
@@ -160,7 +174,12 @@ class FaultyProvider(RuntimeProvider):
         self.killed += 1
         if not self.outlives_node:
             for name in self._mine:
-                self.machine.standing.pop(name, None)
+                self.lose(name)
+
+    def lose(self, name: str) -> None:
+        """The runtime dies behind everybody's back."""
+        self.machine.standing.pop(name, None)
+        self.machine.paused.discard(name)
 
     # --- what its runtimes ask --------------------------------------------------------------------------------------
 
@@ -186,11 +205,13 @@ class FaultyProvider(RuntimeProvider):
                 pass
         return fault
 
-    def told(self, step: str, fault: Fault | None) -> None:
-        """The work is done; what is said of it.
+    def told(self, step: str, fault: Fault | None, name: str | None = None) -> None:
+        """The work is done; what is said of it, and what becomes of the runtime.
 
         :raises RuntimeFailure: as the fault has it.
         """
+        if isinstance(fault, Die) and name is not None:
+            self.lose(name)
         if isinstance(fault, Fail):
             raise RuntimeFailure(fault.reason, step=step, permanent=fault.permanent)
 
@@ -221,25 +242,35 @@ class MemoryRuntime:
             self._files()
             self._provider.did("run", self.name)
             ran = self._provider.machine.answer(command, stdin)
-        self._provider.told("run", fault)
+        self._provider.told("run", fault, self.name)
         return ran
 
     async def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes:
         fault = await self._provider.meet("read")
-        self._provider.told("read", fault)
+        self._provider.told("read", fault, self.name)
         files = self._files()
-        if path not in files or isinstance(fault, Lie):
+        if _inside(path) not in files or isinstance(fault, Lie):
             raise FileNotFoundError(path)
+        if len(files[path]) > limit_bytes:
+            raise InvalidInputError("path", f"{path!r} has more than {limit_bytes} bytes", "read a part of it")
         return files[path]
 
     async def write(self, path: str, content: bytes | str) -> None:
         fault = await self._provider.meet("write")
         if not isinstance(fault, Lie):
-            self._files()[path] = content.encode() if isinstance(content, str) else content
+            self._files()[_inside(path)] = content.encode() if isinstance(content, str) else content
             self._provider.did("write", self.name)
-        self._provider.told("write", fault)
+        self._provider.told("write", fault, self.name)
 
     def _files(self) -> dict[str, bytes]:
         if self.name not in self._provider.machine.standing:
             raise RuntimeFailure(f"runtime {self.name} is gone", step="run")
+        if self.name in self._provider.machine.paused:
+            raise RuntimeFailure(f"runtime {self.name} is paused", step="run")
         return self._provider.machine.workspaces[self._spec.workspace]
+
+
+def _inside(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise InvalidInputError("path", f"{path!r} leaves the workspace", "name a file inside of it")
+    return path

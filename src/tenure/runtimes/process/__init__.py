@@ -22,7 +22,7 @@ import signal
 import threading
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 from tenure.abc import Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
 from tenure.errors import InvalidInputError
@@ -165,6 +165,11 @@ class ProcessProvider(RuntimeProvider):
         self._lock = threading.Lock()
         self._runtimes: dict[str, ProcessRuntime] = {}
         self._probed = False
+
+    @classmethod
+    def parse(cls, root: Path, options: Mapping[str, str]) -> Self:
+        """As ``open_provider`` reads it. :raises InvalidInputError: naming `runtime`."""
+        return cls(root, limits=ProcessLimits.parse(options))
 
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> ProcessRuntime:
         """Make the folder and the file that marks the runtime; the first time, see that a command runs.
