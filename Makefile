@@ -34,7 +34,7 @@ bench: setup  ## measure (ARGS are passed on)
 	@$(PYTHON_IN_VENV) -m tenure bench $(ARGS)
 
 chaos: setup  ## simulation and chaos for longer (MINUTES=5 SEEDS=3000)
-	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
+	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_SIM_STORE_SEEDS=$$(( ($(SEEDS) + 9) / 10 )) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")

@@ -13,7 +13,8 @@ from tenure.errors import StoreUnavailableError
 from tenure.journal import Command, Delivery
 from tenure.lease import Epoch, IncarnationId, Token
 from tenure.stores.memory import Disk, MemoryStore
-from tenure.testing.faults import Conditions, FaultyStore, Link, Replica
+from tenure.testing.backing import Replica
+from tenure.testing.faults import Conditions, FaultyStore, Link
 from tenure.testing.simloop import LoopClock, SimLoop, simulate
 from tenure.testing.store_suite import CASES, Case, exercise
 

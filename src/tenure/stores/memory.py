@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -57,7 +57,7 @@ from tenure.stores import rules
 from tenure.stores.rules import Row, Step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Sequence
 
     from tenure.conversation import Record
 
@@ -101,7 +101,9 @@ class _Conversation:
 
 @final
 @dataclass(slots=True)
-class _Follower:
+class Follower:
+    """One who follows some topics."""
+
     topics: frozenset[Topic]
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Hint | None]
@@ -118,6 +120,46 @@ class _Follower:
             self.queue.get_nowait()
         self.queue.put_nowait(None)
 
+    async def hints(self) -> AsyncIterator[Hint]:
+        """What it is told, until :meth:`end`."""
+        while (hint := await self.queue.get()) is not None:
+            yield hint
+
+
+@final
+class Followers:
+    """Who is told of what, each on the event loop on which it waits."""
+
+    def __init__(self) -> None:
+        self._all: list[Follower] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def tell(
+        self,
+        topics: Iterable[Topic],
+        conversation: str | None = None,
+        head: int | None = None,
+        delta: JsonObject | None = None,
+    ) -> None:
+        """A hint for everybody who follows one of these. From any thread."""
+        for topic in topics:
+            hint = Hint(topic, conversation, head, delta)
+            for follower in tuple(self._all):
+                if topic in follower.topics:
+                    follower.loop.call_soon_threadsafe(follower.hand, hint)
+
+    @contextmanager
+    def follow(self, topics: Sequence[Topic]) -> Generator[Follower]:
+        """From here on it is told."""
+        follower = Follower(frozenset(topics), asyncio.get_running_loop(), asyncio.Queue(1000))
+        self._all.append(follower)
+        try:
+            yield follower
+        finally:
+            self._all.remove(follower)
+
 
 @final
 @dataclass
@@ -127,7 +169,7 @@ class Disk:
     nodes: dict[IncarnationId, _Node] = field(default_factory=dict[IncarnationId, _Node])
     conversations: dict[str, _Conversation] = field(default_factory=dict[str, _Conversation])
     papers: dict[tuple[str, str], Paper] = field(default_factory=dict[tuple[str, str], Paper])
-    followers: list[_Follower] = field(default_factory=list[_Follower])
+    followers: Followers = field(default_factory=Followers)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def copy(self) -> Disk:
@@ -148,7 +190,7 @@ class MemoryStore(Store):
         self.disk = disk or Disk()
         self.clock = clock or SystemClock()
         self.limits = limits or Limits()
-        self._following: list[_Follower] = []
+        self._following: list[Follower] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -162,19 +204,6 @@ class MemoryStore(Store):
 
     def _now(self) -> float:
         return self.clock.boottime().boot_s
-
-    def _tell(
-        self,
-        topics: Iterable[Topic],
-        conversation: str | None = None,
-        head: int | None = None,
-        delta: JsonObject | None = None,
-    ) -> None:
-        for topic in topics:
-            hint = Hint(topic, conversation, head, delta)
-            for follower in self.disk.followers:
-                if topic in follower.topics:
-                    follower.loop.call_soon_threadsafe(follower.hand, hint)
 
     # nodes
 
@@ -212,7 +241,7 @@ class MemoryStore(Store):
             if why is Death.EXPIRED and now < node.expires:
                 return Alive(node.expires - now)
             node.death = why
-            self._tell([Topic(Topic.WANTED), Topic(Topic.NODE, incarnation)])
+            self.disk.followers.tell([Topic(Topic.WANTED), Topic(Topic.NODE, incarnation)])
             return Buried(why)
 
     async def nodes(self) -> list[NodeRecord]:
@@ -250,7 +279,7 @@ class MemoryStore(Store):
         topics = [Topic(Topic.CONVERSATION, conversation)]
         if record.wanted:
             topics.append(Topic(Topic.NODE, record.owner.incarnation) if record.owner else Topic(Topic.WANTED))
-        self._tell(topics, conversation, record.head)
+        self.disk.followers.tell(topics, conversation, record.head)
 
     async def submit_all(self, requests: Sequence[Submit]) -> list[Submitted]:
         return [self._submit(request) for request in requests]
@@ -415,21 +444,12 @@ class MemoryStore(Store):
 
     @asynccontextmanager
     async def follow(self, topics: Sequence[Topic]) -> AsyncGenerator[AsyncIterator[Hint]]:
-        follower = _Follower(frozenset(topics), asyncio.get_running_loop(), asyncio.Queue(1000))
-        self._following.append(follower)
-        with self.disk.lock:
-            self.disk.followers.append(follower)
-
-        async def hints() -> AsyncIterator[Hint]:
-            while (hint := await follower.queue.get()) is not None:
-                yield hint
-
-        try:
-            yield hints()
-        finally:
-            self._following.remove(follower)
-            with self.disk.lock:
-                self.disk.followers.remove(follower)
+        with self.disk.followers.follow(topics) as follower:
+            self._following.append(follower)
+            try:
+                yield follower.hints()
+            finally:
+                self._following.remove(follower)
 
     async def publish(self, lease: Lease, delta: JsonObject) -> Sent | Fenced:
         with self.disk.lock:
@@ -438,7 +458,7 @@ class MemoryStore(Store):
                 if row is not None:
                     self._keep(lease.conversation, Step(None, refused=lease), "publish")
                 return Fenced(row and row.record)
-            self._tell([Topic(Topic.CONVERSATION, lease.conversation)], lease.conversation, delta=delta)
+            self.disk.followers.tell([Topic(Topic.CONVERSATION, lease.conversation)], lease.conversation, delta=delta)
             return Sent()
 
     # the vault, the papers, the refusals
@@ -481,7 +501,7 @@ class MemoryStore(Store):
                 return None
             paper = self.disk.papers[kind, id] = Paper(kind, id, document, version + 1)
             if kind == "request":
-                self._tell([Topic(Topic.NODE, id.partition("/")[0])])
+                self.disk.followers.tell([Topic(Topic.NODE, id.partition("/")[0])])
             return paper
 
     async def get_paper(self, kind: str, id: str) -> Paper | None:

@@ -1,6 +1,6 @@
 """A cluster in virtual time: real nodes, a real protocol, a simulated world around them.
 
-:class:`SimCluster` runs :class:`tenure.node.Node` itself, one in each simulated process, on one memory disk behind
+:class:`SimCluster` runs :class:`tenure.node.Node` itself, one in each simulated process, on one store behind
 faulty links. Everything that can befall a node is a method here and a line of the timeline. What to do to it, and when,
 is decided elsewhere: by a test, or from a seed (:mod:`tenure.testing.scenario`).
 """
@@ -20,8 +20,8 @@ from tenure.abc import Death
 from tenure.config import Config
 from tenure.errors import StoreError
 from tenure.node import Node
-from tenure.stores.memory import Disk, MemoryStore
-from tenure.testing.faults import Conditions, FaultyStore, Link, Replica
+from tenure.testing.backing import MemoryBacking
+from tenure.testing.faults import Conditions, FaultyStore, Link
 from tenure.testing.recorder import Recorder
 from tenure.testing.simagent import Plant, SimAgent, SimProvider
 from tenure.testing.simloop import LoopClock
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from tenure.lease import IncarnationId
+    from tenure.testing.backing import Backing
     from tenure.testing.simloop import SimLoop, SimProcess
 
 RESTART_S = 0.3
@@ -69,16 +70,23 @@ class SimCluster:
     """The servers, their store and their world. Use within :func:`tenure.testing.simloop.simulate`."""
 
     def __init__(
-        self, loop: SimLoop, rng: random.Random, *, settings: dict[str, Any], conditions: Conditions, plant: Plant
+        self,
+        loop: SimLoop,
+        rng: random.Random,
+        *,
+        settings: dict[str, Any],
+        conditions: Conditions,
+        plant: Plant,
+        stored_in: Callable[[LoopClock], Backing] = MemoryBacking,
     ) -> None:
         self.loop = loop
         self.rng = rng
         self.conditions = conditions
         self.plant = plant
-        self.disk = Disk()
         self.store_clock = LoopClock(loop, boot_s=5000.0)
+        self.backing = stored_in(self.store_clock)
         self.store_process = loop.process("store")
-        self.recorder = Recorder(loop, self.disk)
+        self.recorder = Recorder(loop, self.backing)
         self.recorder.trusts = self._trusts
         self.members: list[Member] = []
         self._settings = settings
@@ -132,9 +140,10 @@ class SimCluster:
 
     def _store_of(self, member: Member) -> FaultyStore:
         return FaultyStore(
-            MemoryStore(self.disk, self.store_clock),
+            self.backing.connect(),
             self.rng,
             member.link,
+            host=self.backing,
             served_in=self.store_process.context(),
             observer=self.recorder.observe,
         )
@@ -170,7 +179,8 @@ class SimCluster:
         self.loop.call_later(restart_s, self.start, member, context=Context())
 
     def _bury(self, incarnation: IncarnationId) -> None:
-        store = FaultyStore(MemoryStore(self.disk, self.store_clock), self.rng, Link(), observer=self.recorder.observe)
+        host, observer = self.backing, self.recorder.observe
+        store = FaultyStore(host.connect(), self.rng, Link(), host=host, observer=observer)
         self.store_process.spawn(store.bury(incarnation, Death.EXITED))
 
     def pause(self, member: Member, seconds: float) -> None:
@@ -276,7 +286,7 @@ class SimCluster:
     def fail_over(self, lag_s: float) -> None:
         """The store becomes what it is now, `lag_s` later: what it acknowledges meanwhile is gone."""
         self.note(f"from now on the replica of the store lags behind, for {lag_s:.2f} s")
-        replica = Replica(self.disk)
+        replica = self.backing.image()
 
         def promote() -> None:
             self.note("THE STORE FAILS OVER to its replica")

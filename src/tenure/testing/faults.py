@@ -7,7 +7,7 @@ What a store's client must live with, and each of it from one source of chance:
 - a copy of a request stays under way and is executed long afterwards;
 - the link is cut, both ways or one way only; the store itself stands still, and executes later what came meanwhile;
 - hints are lost, late, or lapse;
-- a fail-over takes the store back to an older copy of itself (:class:`Replica`), which no store promises to survive
+- a fail-over takes the store back to an older copy of itself (:class:`~tenure.testing.backing.Replica`), which no store promises to survive
   unharmed: what it had acknowledged may be gone, yet two owners must still not write.
 
 The store's side of a request runs in a context of its own: freezing or killing the caller does not touch what is
@@ -59,6 +59,7 @@ from tenure.abc import (
     Wanted,
 )
 from tenure.errors import StoreUnavailableError
+from tenure.testing.backing import at_once
 
 if TYPE_CHECKING:
     import random
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from tenure.conversation import Record
     from tenure.journal import JsonObject
     from tenure.lease import Epoch, IncarnationId, Lease
-    from tenure.stores.memory import Disk, MemoryStore
+    from tenure.testing.backing import Backing
 
 type Observer = Callable[[str, tuple[Any, ...], Any], None]
 """Told, right after the atomic step, of each execution: the operation, its arguments, its result."""
@@ -115,22 +116,25 @@ class Link:
 
 @final
 class FaultyStore(Store):
-    """A :class:`~tenure.stores.memory.MemoryStore` as one process sees it through its :class:`Link`.
+    """A store as one process sees it through its :class:`Link`.
 
-    `served_in` is the context in which the store's side runs (a simulated process of the store's own);
+    `host` runs its operations; without one, `inner` is a memory store, which never waits. `served_in` is the context in which the store's side runs (a simulated process of the store's own);
     `observer` hears of each execution, late copies included.
     """
 
     def __init__(
         self,
-        inner: MemoryStore,
+        inner: Store,
         rng: random.Random,
         link: Link | None = None,
         *,
+        host: Backing | None = None,
         served_in: Context | None = None,
         observer: Observer | None = None,
     ) -> None:
         self.inner = inner
+        self._host = host
+        self._shared = host is not None and host.shared
         self.link = link if link is not None else Link()
         self.url = None
         self.limits = inner.limits
@@ -139,17 +143,19 @@ class FaultyStore(Store):
         self._observer = observer
 
     async def __aenter__(self) -> Self:
-        await self.inner.__aenter__()
+        if not self._shared:
+            await self.inner.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.inner.__aexit__(*exc)
+        if not self._shared:
+            await self.inner.__aexit__(*exc)
 
     def sibling(self) -> FaultyStore:
         """Another connection over the same link."""
-        return FaultyStore(
-            self.inner.sibling(), self._rng, self.link, served_in=self._served_in, observer=self._observer
-        )
+        inner = self.inner if self._shared else self.inner.sibling()
+        host, served_in, observer = self._host, self._served_in, self._observer
+        return FaultyStore(inner, self._rng, self.link, host=host, served_in=served_in, observer=observer)
 
     # the wire
 
@@ -186,9 +192,12 @@ class FaultyStore(Store):
             return
         result, error = None, None
         try:
-            result = _at_once(request.operation(*request.arguments, **request.options))
+            work = request.operation(*request.arguments, **request.options)
+            result = at_once(work) if self._host is None else self._host.run(work)
         except Exception as raised:
             error = raised
+        if self._host is not None and error is None:
+            self._host.stepped(request.operation.__name__, request.arguments, result)
         if self._observer is not None and error is None:
             self._observer(request.operation.__name__, request.arguments, result)
         lost = self._rng.random() < self.link.conditions.lose_reply
@@ -264,7 +273,9 @@ class FaultyStore(Store):
 
     @asynccontextmanager
     async def follow(self, topics: Sequence[Topic]) -> AsyncGenerator[AsyncIterator[Hint]]:
-        async with self.inner.follow(tuple(topics)) as hints:
+        host = self._host
+        following = host.follow(topics) if host is not None and self._shared else self.inner.follow(tuple(topics))
+        async with following as hints:
             yield self._carry(hints)
 
     async def _carry(self, hints: AsyncIterator[Hint]) -> AsyncIterator[Hint]:
@@ -331,29 +342,3 @@ def _give_up(request: _Request) -> None:
                 f"{request.operation.__name__}: no answer from the store in time; repeat it unchanged"
             )
         )
-
-
-def _at_once[R](work: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine of the memory store, which never waits: each of its operations is one step."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        return done.value
-    work.close()
-    raise AssertionError("an operation of the memory store waited: it would not be atomic here")
-
-
-@final
-class Replica:
-    """A copy of a disk at one moment. :meth:`promote` is the fail-over to it: whatever came later is lost."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._kept = disk.copy()
-
-    def promote(self) -> None:
-        """The store is this copy from now on. Followers stay connected; they are told nothing."""
-        again = self._kept.copy()
-        self._disk.nodes = again.nodes
-        self._disk.conversations = again.conversations
-        self._disk.papers = again.papers

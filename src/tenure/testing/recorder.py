@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tenure.conversation import Record
     from tenure.lease import Lease
-    from tenure.stores.memory import Disk
+    from tenure.testing.backing import Backing, Stored
     from tenure.testing.simloop import SimLoop, SimProcess
 
 
@@ -56,9 +56,9 @@ class Shadow:
 class Recorder:
     """Sees everything, changes nothing."""
 
-    def __init__(self, loop: SimLoop, disk: Disk) -> None:
+    def __init__(self, loop: SimLoop, backing: Backing) -> None:
         self._loop = loop
-        self._disk = disk
+        self._backing = backing
         self._digest = hashlib.sha256()
         self._spans: dict[int, tuple[SimProcess, Span]] = {}
         self._span_no = 0
@@ -136,10 +136,10 @@ class Recorder:
     def _touched(self, operation: str, conversation: str, result: Any) -> None:
         """Take over what the step has written, and judge the moment after it."""
         self._mix(f"{operation} {conversation} {type(result).__name__}")
-        stored = self._disk.conversations.get(conversation)
+        stored = self._backing.get(conversation)
         if stored is None:
             return
-        record = stored.row.record
+        record = stored.record
         shadow = self.shadows.setdefault(conversation, Shadow())
         if record.deleted:
             shadow.deleted = True
@@ -171,9 +171,15 @@ class Recorder:
         """The store has become an older copy of itself."""
         self.excuse("rewound")
         self.shadows.clear()
-        for name, stored in self._disk.conversations.items():
-            shadow = self.shadows[name] = Shadow(list(stored.events), deleted=stored.row.record.deleted)
+        for name in self._backing.names():
+            stored = self._stored(name)
+            shadow = self.shadows[name] = Shadow(list(stored.events), deleted=stored.record.deleted)
             shadow.fold = fold(Fold(), stored.events)
+
+    def _stored(self, conversation: str) -> Stored:
+        stored = self._backing.get(conversation)
+        assert stored is not None, "its name was known"
+        return stored
 
     def excuse(self, what: str, key: str = "") -> None:
         self.history.add(Excuse(what, self._loop.time(), key))
@@ -246,7 +252,7 @@ class Recorder:
         """What is not at rest: conversations with work that can be done, or that somebody should own."""
         found: list[str] = []
         for name, shadow in self.shadows.items():
-            record = self._disk.conversations[name].row.record
+            record = self._stored(name).record
             if shadow.deleted or record.deleted or record.failed:
                 continue
             if record.wanted or shadow.fold.runnable:
@@ -260,7 +266,7 @@ class Recorder:
             self.thawed(process)
             self.history.add(span)
         for name, shadow in self.shadows.items():
-            record = self._disk.conversations[name].row.record
+            record = self._stored(name).record
             self.history.add(
                 Journal(
                     name,

@@ -21,6 +21,7 @@ from tenure.abc import (
 )
 from tenure.errors import ConversationOwnedElsewhereError, ProvisioningError, StoreError, TenureError
 from tenure.journal import Command, Delivery, JsonObject, Policy
+from tenure.testing.backing import MemoryBacking
 from tenure.testing.checker import Guarantee, Violation, check
 from tenure.testing.cluster import Member, SimCluster, listening, seeded_chance
 from tenure.testing.faults import Conditions
@@ -30,6 +31,9 @@ from tenure.testing.simloop import SimDeadlockError, SimLoop, SimTimeoutError, s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from tenure.testing.backing import Backing
+    from tenure.testing.simloop import LoopClock
 
 PATIENCE_S = 4.0
 """How long a client waits for one answer."""
@@ -171,8 +175,8 @@ class Outcome:
         )
 
 
-def run(scenario: Scenario | int) -> Outcome:
-    """Live a scenario and judge it. Two runs of one seed agree on every step (``digest``)."""
+def run(scenario: Scenario | int, stored_in: Callable[[LoopClock], Backing] = MemoryBacking) -> Outcome:
+    """Live a scenario and judge it. Two runs of one seed agree on every step (``digest``), also on different stores."""
     given = Scenario.of(scenario) if isinstance(scenario, int) else scenario
     rng = random.Random(f"life {given.seed} {given.theme}")
     life: list[_Life] = []
@@ -181,11 +185,12 @@ def run(scenario: Scenario | int) -> Outcome:
 
     async def main(loop: SimLoop) -> None:
         nonlocal virtual_s, steps
-        life.append(_Life(loop, rng, given))
+        life.append(_Life(loop, rng, given, stored_in))
         try:
             await life[0].live()
         finally:
             life[0].recorder.closed = True
+            life[0].cluster.backing.close()
             errors.extend(loop.errors)
             virtual_s, steps = loop.time(), loop.steps
 
@@ -206,14 +211,21 @@ def run(scenario: Scenario | int) -> Outcome:
 class _Life:
     """One run of a scenario."""
 
-    def __init__(self, loop: SimLoop, rng: random.Random, scenario: Scenario) -> None:
+    def __init__(
+        self, loop: SimLoop, rng: random.Random, scenario: Scenario, stored_in: Callable[[LoopClock], Backing]
+    ) -> None:
         self.loop = loop
         self.rng = rng
         self.scenario = scenario
         self.broken: list[Violation] = []
         plant = Plant(rng, outlives_nodes=scenario.outlives_nodes)
         self.cluster = SimCluster(
-            loop, rng, settings=dict(scenario.settings), conditions=replace(scenario.conditions), plant=plant
+            loop,
+            rng,
+            settings=dict(scenario.settings),
+            conditions=replace(scenario.conditions),
+            plant=plant,
+            stored_in=stored_in,
         )
         self.recorder = self.cluster.recorder
         self.conversations = [f"c{number}" for number in range(scenario.conversations)]
@@ -289,9 +301,11 @@ class _Life:
             self.broken.append(Violation(Guarantee.TAKEOVER, "", "servers did not leave", tuple(left)))
         if self.recorder.history.excused("rewound"):
             return
-        for name, stored in self.cluster.disk.conversations.items():
-            owner = stored.row.record.owner
-            if owner is not None and not self.cluster.disk.nodes[owner.incarnation].dead:
+        backing = self.cluster.backing
+        for name in backing.names():
+            stored = backing.get(name)
+            owner = stored.record.owner if stored is not None else None
+            if owner is not None and not backing.is_dead(owner.incarnation):
                 what = f"still owned by {owner.address} after every server has left"
                 self.broken.append(Violation(Guarantee.TAKEOVER, name, what))
 
@@ -430,10 +444,10 @@ class Client:
         if what == "start_here":
             await self._start(member, conversation, node.maybe_start_agent_loop(conversation))
             return
-        stored = self.life.cluster.disk.conversations.get(conversation)
+        stored = self.life.cluster.backing.get(conversation)
         if stored is None:
             return
-        record = stored.row.record
+        record = stored.record
         if what == "take_over":
             await self._start(member, conversation, node.take_over(conversation, record.epoch))
             return
