@@ -1,0 +1,114 @@
+"""Export → replay → export is the identity over the past, for legal journals by chance, on every store."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from legal import journals
+from test_stores import STORES
+
+from tenure.abc import Creation, Limits, Reading
+from tenure.clock import SystemClock
+from tenure.config import Config
+from tenure.conversation import Export, Fold, TurnState, fold, past_of, read_events, read_export
+from tenure.journal import Event
+from tenure.node import Copy, Node
+from tenure.testing.store_suite import Factory
+
+pytestmark = pytest.mark.blocking_ok
+
+
+class NoAgent:
+    turn_timeout_s = None
+
+    async def ready(self) -> None: ...
+
+
+class Nowhere:
+    kind, outlives_node = "nowhere", False
+
+    async def list(self) -> list:
+        return []
+
+    def kill_now(self) -> None: ...
+
+
+class Copier:
+    """A node on the store that a test is about, in an event loop of its own."""
+
+    def __init__(self, factory: Factory) -> None:
+        self.names = (f"c{number}" for number in itertools.count(1))
+        self.runner = asyncio.Runner()
+        config = Config(node="n", address="test://n", ttl_s=60, sweep_s=30, witness=False)
+        store = factory(SystemClock(), Limits())
+        self.node = Node(store, {"agent": cast("Any", NoAgent())}, provider=cast("Any", Nowhere()), config=config)
+        self.runner.run(self.node.__aenter__())
+
+    def close(self) -> None:
+        self.runner.run(self.node.__aexit__())
+        self.runner.close()
+
+    async def copied(self, recording) -> list[Event]:
+        name = next(self.names)
+        creation = Creation(recording.agent, settings=recording.settings, policy=recording.policy)
+        done = await self.node.rehydrate(Copy(name, recording, creation))
+        fine = (done.record.owner, done.record.wanted, done.record.unsettled, done.record.turn)
+        assert fine == (None, False, 0, TurnState.NONE)
+        return await self.events(name)
+
+    async def events(self, name: str) -> list[Event]:
+        found: list[Event] = []
+        while True:
+            reading = await self.node.store.read(name, len(found))
+            assert isinstance(reading, Reading)
+            if not reading.events:
+                self.record = reading.record
+                return found
+            found += reading.events
+
+    def lines(self, events: list[Event]) -> list[bytes]:
+        export = Export(self.record)
+        return [line.encode() for line in (export.first(), *map(export.event, events), export.last())]
+
+
+@pytest.fixture(params=STORES)
+def copier(request: pytest.FixtureRequest, tmp_path: Path):
+    make: Callable[[Path], Factory] = request.param
+    one = Copier(make(tmp_path))
+    yield one
+    one.close()
+
+
+def meaning(state: Fold) -> tuple:
+    """What a past means, whoever has it: commands that wait by their keys, the open turn, the settings."""
+    turn = state.turn and (
+        state.turn.id,
+        sorted(state.turn.calls),
+        sorted(state.turn.closed),
+        state.turn.attempt,
+        state.turn.ask,
+    )
+    return [c.key for c in state.pending.values()], turn, state.settings, state.stopped
+
+
+def test_the_past_is_the_same(copier: Copier, request: pytest.FixtureRequest):
+    examples = 20 if request.node.callspec.id == "memory" else 5
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+    @given(journals())
+    def check(original: list[Event]) -> None:
+        recording = read_events([e.as_json() for e in original], {}, event_bytes=1 << 20)
+        copy = copier.runner.run(copier.copied(recording))
+        cut = next(e.seq for e in copy if e.kind == "rehydrated")
+        assert past_of(copy[:cut]) == past_of(original)
+        ours, theirs = meaning(fold(Fold(), copy[: cut - 1])), meaning(recording.fold)
+        assert ours == theirs
+        fold(Fold(), copy)
+        again = read_export(copier.lines(copy), event_bytes=1 << 20)
+        assert past_of(copier.runner.run(copier.copied(again))) == past_of(copy)
+
+    check()
