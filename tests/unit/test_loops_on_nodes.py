@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from node_support import C, Cluster, in_virtual_time, until
 
-from tenure.abc import AgentLoop
+from tenure.abc import AgentLoop, Creation
+from tenure.conversation import past_of, read_events
 from tenure.errors import CallInterrupted
 from tenure.loops import function_loop, load_loop
 from tenure.loops.function.turn import FunctionTurn
+from tenure.node import Copy
 
 
 class Shop:
@@ -171,3 +173,32 @@ async def test_scripted_agents_take_each_others_work_over(cluster: Cluster):
     await ended(cluster)
     assert [e.body for e in cluster.events("reply")] == [{"text": "done one"}, {"text": "done two"}]
     assert cluster.kinds(C).count("call_started") == 4
+
+
+@pytest.mark.parametrize("after_s", [0.06, 0.15, 0.27])
+@in_virtual_time
+async def test_a_conversation_with_a_takeover_and_cut_calls_is_copied_and_goes_on(cluster: Cluster, after_s: float):
+    shop = Shop()
+    first = await cluster.add(agent=shop.loop(), idle_s=1.0)
+    second = await cluster.add(agent=shop.loop(), idle_s=1.0)
+    seq = await cluster.say("order")
+    await until(lambda: cluster.events("call_started"))
+    owner, other = (first, second) if cluster.owner() == "n1" else (second, first)
+    await asyncio.sleep(after_s)
+    owner.kill()
+    await until(lambda: cluster.settled(seq), 60)
+    await until(lambda: cluster.owner() is None)
+    happened, original = shop.happened(), past_of(cluster.journal())
+    recording = read_events([e.as_json() for e in cluster.journal()], {}, event_bytes=1 << 20)
+    await other.ask(other.node.rehydrate(Copy("copy", recording, Creation("echo"))))
+    assert past_of(cluster.journal("copy")) == original
+    assert cluster.fold("copy").pending == cluster.fold().pending == {}
+    again = await cluster.say("order once more", "copy", via=other)
+    assert shop.happened() == happened, "nothing of the past ran again"
+    await until(lambda: cluster.settled(again, "copy"), 60)
+    assert len(cluster.events("reply", "copy")) == 2
+    keys = [e.body["key"] for e in cluster.events("call_started", "copy")]
+    assert len(set(keys)) == len(keys), "the copy's calls have keys of their own"
+    recording = read_events([e.as_json() for e in cluster.journal("copy")], {}, event_bytes=1 << 20)
+    await other.ask(other.node.rehydrate(Copy("third", recording, Creation("echo"))))
+    assert past_of(cluster.journal("third")) == past_of(cluster.journal("copy"))
