@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Self
 
+from tenure.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         Death,
         Deleted,
         Fenced,
+        FenceQuery,
         Filters,
         Granted,
         Hint,
@@ -293,3 +296,17 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def refusals(self, conversation: str, limit: int = 100) -> Sequence[Refusal]:
         """The last refused writes, newest first; a bounded log of its own, never in the journal."""
+
+    # the fence, lent
+
+    def fence_query(self, lease: Lease) -> FenceQuery:
+        """The fence as a query for somebody's own transaction in the same database; no I/O.
+
+        Run first in the transaction, it gives one row if the lease is held (not deleted; owner, epoch and token equal),
+        else none; and from then until the transaction's end no claim, release or deletion of the conversation commits:
+        by the write lock (SQLite), or by a lock on its row (PostgreSQL: ``SELECT 1 … FOR SHARE``).
+
+        :raises InvalidInputError: this store has no tables, or not in a database that others can use.
+        """
+        remedy = "use SQLite or PostgreSQL for both, or have your storage compare lease.epoch"
+        raise InvalidInputError("store", f"{type(self).__name__} has no tables beside which yours could be", remedy)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
+from tenure.errors import OwnershipLostError
 from tenure.journal import Command, Draft, Event, Json, JsonObject, Policy, digest
 
 if TYPE_CHECKING:
@@ -466,6 +467,25 @@ class Sealed:
     name: str
     ciphertext: bytes
     version: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FenceQuery:
+    """The fence for a transaction of one's own: run `sql` with `parameters` first in it, hand the row to :meth:`insist`."""
+
+    lease: Lease
+    sql: str
+    parameters: tuple[str | int, ...]
+
+    def insist(self, row: object) -> None:
+        """Go on only if there was a row: roll back otherwise, and stop.
+
+        :raises OwnershipLostError: the lease is no longer held; nothing that the transaction wrote may be committed.
+        """
+        if row is None:
+            why = "the store records another lease"
+            raise OwnershipLostError(self.lease.conversation, self.lease.epoch, why)
 
 
 @final

@@ -64,7 +64,7 @@ from tenure.node.turn import LivePlace
 from tenure.node.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from tenure.abc import AgentLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
@@ -75,6 +75,9 @@ if TYPE_CHECKING:
     from tenure.node.tenure import Means
 
 log = logging.getLogger("tenure.initiation")
+
+type Work = Callable[[Tenure], Awaitable[Reason | ProvisioningError | NodeUnavailableError]]
+"""What a tenure does between claim and release; the answer is how it is to be released."""
 
 TRIES = 20
 CLOSE_S = 10.0
@@ -111,6 +114,8 @@ class Wish:
     settings: JsonObject | None = None
     user_id: str | None = None
     forced: Epoch | None = None
+    held: bool = False
+    """For a loop that is none of the node's: see :mod:`tenure.node.hold`."""
 
 
 @final
@@ -136,6 +141,9 @@ async def maybe_start(incarnation: Incarnation, wish: Wish, default_agent: str) 
             await asyncio.wait([under_way.task])
             continue
         tenure = await _outcome(under_way.task)
+        if tenure.exclusive:
+            words = f"conversation {wish.conversation_id} is held on this node for a loop of its own; wait for its end"
+            raise CommandRefusedError(wish.conversation_id, "held-here", words)
         try:
             if await _outcome(tenure.ready) or wish.forced is not None:
                 return tenure
@@ -198,10 +206,11 @@ async def agreed(incarnation: Incarnation, conversation_id: str) -> tuple[Tenure
     return tenure, record
 
 
-async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Tenure:
+async def claim(incarnation: Incarnation, wish: Wish, default_agent: str, work: Work | None = None) -> Tenure:
     """Claim by compare-and-swap, or say who has it. Nothing was changed if this raises.
 
-    One round trip for a conversation that is new, two for one that nobody owns.
+    One round trip for a conversation that is new, two for one that nobody owns. `work` takes the place of the node's
+    own phases 2 and 3: no agent is needed then.
     """
     creation: Creation | None = Creation(default_agent=default_agent, user_id=wish.user_id, settings=wish.settings)
     expected, death = UNCLAIMED if wish.forced is None else wish.forced, None
@@ -211,12 +220,13 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str) -> Ten
         answer = await _claim_once(incarnation, wish, expected, creation, death)
         match answer:
             case Held(record=record):
-                return adopt(incarnation, answer, restarts=record.stopped and wish.forced is None)
+                return adopt(incarnation, answer, restarts=record.stopped and wish.forced is None, work=work)
             case Stale(record):
                 if wish.forced is not None:
                     raise _elsewhere(wish.conversation_id, record)
                 _insist_on_fit(wish, record)
-                _insist_on_agent(incarnation, record)
+                if work is None:
+                    _insist_on_agent(incarnation, record)
                 expected = record.epoch
                 death = await death_of(incarnation, record.owner and record.owner.incarnation)
             case Elsewhere(record):
@@ -313,7 +323,7 @@ def _no_agent(record: Record) -> str:
     return f"this node has no agent named {record.agent!r}"
 
 
-def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False) -> Tenure:
+def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False, work: Work | None = None) -> Tenure:
     """Enter a granted claim into the table and begin its work; from here on it ends in release or loss.
 
     `restarts`: it was stopped, and whoever asked for it wants it to run. An answer that comes after that of a later
@@ -331,19 +341,19 @@ def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False) -> Te
     if before is not None and before.state is TenureState.LOST:
         tenure.predecessors = [*before.predecessors, *([before.work] if before.work is not None else [])]
     tenure.leaving = tenure.handing_over = incarnation.draining
-    work = means.tasks.start(hold(tenure), f"tenure {conversation_id}@{held.lease.epoch}")
-    tenure.work = work
-    incarnation.enter(tenure, work)
+    tenure.exclusive = work is not None
+    tenure.work = means.tasks.start(hold(tenure, work or serve), f"tenure {conversation_id}@{held.lease.epoch}")
+    incarnation.enter(tenure, tenure.work)
     return tenure
 
 
 # --- 2 provision, 3 start -------------------------------------------------------------------------------------------
 
 
-async def hold(tenure: Tenure) -> None:
+async def hold(tenure: Tenure, work: Work) -> None:
     """Phases 2 and 3: hold the claim until the loop has ended, then release. Any failure releases at once."""
     try:
-        match await serve(tenure):
+        match await work(tenure):
             case Reason() as reason:
                 await release(tenure, reason)
             case Then():
@@ -369,7 +379,7 @@ async def serve(tenure: Tenure) -> Reason | Literal[Then.ABANDON] | Provisioning
     :raises OwnershipLostError: it is not to be released: it is another's. :raises CancelledError: as well.
     """
     try:
-        await _succeed(tenure)
+        await succeed(tenure)
         if tenure.restarts:
             await tenure.submit(Command("start", {}, f"start-{tenure.lease.token}", Delivery.NOW))
         todo = await fold_and_settle(tenure)
@@ -408,7 +418,7 @@ def leave_to_others(tenure: Tenure) -> NodeUnavailableError:
     return NodeUnavailableError("this node is draining" if here else _no_agent(tenure.record))
 
 
-async def _succeed(tenure: Tenure) -> None:
+async def succeed(tenure: Tenure) -> None:
     """Two loops of one conversation never run side by side in a process, not even while one is being cancelled."""
     running = [work for work in tenure.predecessors if not work.done()]
     if running and (await asyncio.wait(running, timeout=CLOSE_S))[1]:

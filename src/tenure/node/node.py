@@ -34,6 +34,7 @@ from tenure.node.activity import Activity, Publisher, last_hour
 from tenure.node.claimer import Claimer
 from tenure.node.drain import drain, settle_down
 from tenure.node.heartbeat import Heartbeat, LoopWatch
+from tenure.node.hold import Hold
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
 from tenure.node.progress import StartInfo, start_info
@@ -403,6 +404,34 @@ class Node:
         if settings is not None:
             settings = self.check(self.default_agent, settings)
         return await self._start(Wish(conversation_id, settings, user_id))
+
+    def hold(
+        self,
+        conversation_id: str,
+        *,
+        settings: JsonObject | None = None,
+        user_id: str | None = None,
+        agent: str | None = None,
+    ) -> Hold:
+        """Hold a conversation for a loop of your own: ``async with node.hold(id) as lease``. It is created if need be.
+
+        Give `agent` a name that no node runs, or a node that runs it takes the messages that wait once you have let go.
+
+        :raises ConversationOwnedElsewhereError: another node owns it; nothing was changed.
+        :raises CommandRefusedError: it is stopped, or held or running on this node already (``held-here``).
+        :raises OwnershipLostError: at the end of the block: it was lost, stopped, or the node left; the body was
+            cancelled. The rest as for a start.
+        """
+        wish = Wish(conversation_id, settings, user_id, held=True)
+        return Hold(lambda: self._with_room(conversation_id), wish, agent or self.default_agent)
+
+    def _with_room(self, conversation_id: str) -> Incarnation:
+        if self.draining:
+            raise NodeUnavailableError(f"node {self.config.node} is draining")
+        incarnation = self._here()
+        if not incarnation.has_room(conversation_id, self.config.capacity):
+            raise NodeUnavailableError(f"node {self.config.node} is full ({self.config.capacity} conversations)")
+        return incarnation
 
     async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:
         """Claim by force from the owner at `expected_epoch`, alive or not.

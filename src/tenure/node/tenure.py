@@ -110,6 +110,8 @@ class Tenure:
         """Released or lost."""
         self.restarts = False
         """It was stopped when it was claimed, and whoever asked for it wants it to run."""
+        self.exclusive = False
+        """Held for a loop that is none of the node's."""
         self.leaving = False
         """No new turn: release when the open one has ended."""
         self.handing_over = False

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tenure.witness")
 
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV")
+"""Variables that the witness inherits, by how they begin: an interpreter's own, none of the node's secrets."""
 COMMAND = (sys.executable, "-m", "tenure.cli.witness")
 """What is executed; the composition root opens the store and calls :func:`watch`."""
 
@@ -89,6 +91,7 @@ class Witness:
                 stderr=None,
                 pass_fds=(pidfd,),
                 start_new_session=True,
+                env={name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)},
             )
         finally:
             os.close(pidfd)

@@ -33,6 +33,9 @@ UPDATE conversations SET
 WHERE created_no = ?
 """
 
+# For transactions of other people's, under the write lock: nobody else commits meanwhile.
+FENCE: Final = "SELECT 1 FROM conversations WHERE id = ? AND deleted = 0 AND owner = ? AND epoch = ? AND token = ?"
+
 LIST_ALL: Final = f"""
 SELECT created_no, {ROW} FROM conversations WHERE created_no > ? ORDER BY created_no LIMIT ?
 """

@@ -14,9 +14,9 @@ from itertools import batched
 from typing import TYPE_CHECKING, Self, final
 from urllib.parse import quote
 
-from tenure.abc import Limits, Store
+from tenure.abc import FenceQuery, Limits, Store
 from tenure.errors import InvalidInputError, StoreUnavailableError
-from tenure.stores.sqlite import registry
+from tenure.stores.sqlite import registry, statements
 from tenure.stores.sqlite.boot import HostClock
 from tenure.stores.sqlite.busy import gate_of
 from tenure.stores.sqlite.file import StoreFile, parse_url
@@ -276,6 +276,11 @@ class SqliteStore(Store):
 
     async def refusals(self, conversation: str, limit: int = 100) -> Sequence[Refusal]:
         return await self._read(lambda view: view.refusals(conversation, limit))
+
+    def fence_query(self, lease: Lease) -> FenceQuery:
+        """For a transaction of another connection to the same file. It begins with ``BEGIN IMMEDIATE``: then nobody
+        commits a claim before it ends. A deferred one fails as busy instead, if somebody did."""
+        return FenceQuery(lease, statements.FENCE, (lease.conversation, lease.incarnation, lease.epoch, lease.token))
 
 
 @final
