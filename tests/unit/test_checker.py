@@ -363,6 +363,26 @@ def the_current_runtime_destroyed(h: History) -> History:
     return h
 
 
+def a_command_before_its_time(h: History) -> History:
+    return changed(h, Attempt, 2, started=5.6, ended=5.8)  # k2 stands before the second claim, granted at 5.5
+
+
+def a_command_after_its_time(h: History) -> History:
+    return changed(h, Attempt, 2, started=0.8, ended=0.9)  # k2 stands after the first claim, granted at 1.0
+
+
+def an_owner_of_the_past(h: History) -> History:
+    return changed(h, Start, 1, started=6.0, ended=6.1)  # epoch 1, after epoch 2 had been granted
+
+
+def an_owner_of_the_future(h: History) -> History:
+    return changed(h, Start, 1, started=0.1, ended=0.2)  # epoch 1, before it was granted
+
+
+def a_claim_after_its_answer(h: History) -> History:
+    return changed(h, Grant, 0, at=1.55)  # it ran here at 1.5 already
+
+
 PLANTED: list[tuple[Callable[[History], History], Guarantee]] = [
     (an_epoch_twice, Guarantee.ONE_OWNER),
     (a_grant_over_the_living, Guarantee.ONE_OWNER),
@@ -397,6 +417,11 @@ PLANTED: list[tuple[Callable[[History], History], Guarantee]] = [
     (a_call_under_a_foreign_epoch, Guarantee.KNOWN_FATE),
     (somebody_was_shown_something_else, Guarantee.ALWAYS_READABLE),
     (somebody_could_not_read, Guarantee.ALWAYS_READABLE),
+    (a_command_before_its_time, Guarantee.ORDER),
+    (a_command_after_its_time, Guarantee.ORDER),
+    (an_owner_of_the_past, Guarantee.ORDER),
+    (an_owner_of_the_future, Guarantee.ORDER),
+    (a_claim_after_its_answer, Guarantee.ORDER),
     (a_gap, Guarantee.JOURNAL),
     (work_was_forgotten, Guarantee.WANTED),
     (work_is_forgotten_at_the_end, Guarantee.WANTED),
@@ -414,6 +439,19 @@ def test_what_is_planted_is_found(plant: Callable[[History], History], guarantee
 
 def test_every_guarantee_has_a_plant():
     assert {guarantee for _, guarantee in PLANTED} == set(Guarantee)
+
+
+def test_what_overlaps_may_have_happened_in_either_order():
+    overlapping = changed(sound(), Start, 1, started=5.4, ended=5.6)  # epoch 2 was granted in between
+    assert found(overlapping) == set()
+
+
+def test_an_order_of_any_length_is_judged_without_a_search():
+    h = sound()
+    h.entries[:0] = [
+        Attempt("z", "c1", "message", "k1", n / 1e4, n / 1e4, "duplicate", seq=2) for n in range(7000, 9000)
+    ]
+    assert Guarantee.ORDER not in found(h)
 
 
 # --- what is no violation ------------------------------------------------------------------------------------------------
@@ -476,6 +514,25 @@ def test_the_program_refuses_what_is_no_history(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.blocking_ok  # a program of its own
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 1 is no entry"),
+        ("[]", 'an object with a "type"'),
+        ('{"type": "grants"}', "'grants' is none of attempt, start, grant"),
+        ('{"type": "burial", "incarnation": "i", "why": "expired"}', "burial lacks 'at'"),
+        ('{"type": "burial", "incarnation": "i", "why": "expired", "at": "noon"}', "'at' is float, not 'noon'"),
+        ('{"type": "excuse", "what": "rewound", "at": true}', "'at' is float, not True"),
+        ('{"type": "excuse", "what": "rewound", "at": 1, "by": "me"}', "excuse has no 'by'"),
+        ('{"type": "journal", "conversation": "c", "epoch": 1, "events": [{"seq": 1}]}', "it lacks 'epoch'"),
+    ],
+)
+def test_a_line_that_is_no_entry_is_refused_by_number_and_reason(line: str, says: str):
+    with pytest.raises(ValueError, match="line 1 is no entry of a history") as refused:
+        History.parse([line])
+    assert says in str(refused.value)
+
+
 def test_it_runs_as_a_module():
     ran = subprocess.run(
         [sys.executable, "-m", "tenure.testing.checker", "-"],

@@ -54,6 +54,7 @@ from tenure.testing.history import (
     Unread,
     Write,
 )
+from tenure.testing.order import disorders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,6 +78,7 @@ class Guarantee(enum.StrEnum):
     TAKEOVER = "G6 takeover"
     KNOWN_FATE = "G7 known fate"
     ALWAYS_READABLE = "G8 always readable"
+    ORDER = "linearizability"
     JOURNAL = "the journal's grammar"
     WANTED = "rule 6 wanted"
     TRUST = "rule 11 trust"
@@ -109,6 +111,7 @@ def check(history: History) -> list[Violation]:
         *fail_safe_start(history),
         *known_fate(history),
         *always_readable(history),
+        *in_one_order(history),
         *grammar(history),
         *not_forgotten(history),
         *within_trust(history),
@@ -424,6 +427,15 @@ def always_readable(history: History) -> Iterator[Violation]:
         if wrong:
             what = f"{look.process} showed what the journal does not hold"
             yield Violation(Guarantee.ALWAYS_READABLE, look.conversation, what, (f"{wrong}",))
+
+
+def in_one_order(history: History) -> Iterator[Violation]:
+    """Claims and commands of a conversation took effect between their start and their end, in the journal's order."""
+    if history.excused("rewound"):
+        return
+    for found in disorders(history):
+        what = "what ended earlier took effect later than what was answered here"
+        yield Violation(Guarantee.ORDER, found.conversation, what, (found.late.shown, found.early.shown))
 
 
 # --- the rules that carry them --------------------------------------------------------------------------------------

@@ -275,7 +275,8 @@ class History:
             try:
                 history.add(_from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"line {number} is no entry of a history: {error!r}") from None
+                why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"line {number} is no entry of a history: {why}") from None
         return history
 
 
@@ -288,11 +289,41 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     return shape
 
 
-def _from_json(shape: dict[str, Any]) -> Entry:
-    cls = ENTRIES[shape.pop("type")]
+def _from_json(shape: Any) -> Entry:
+    parts = cast("dict[str, Any]", shape) if isinstance(shape, dict) else {}
+    kind = parts.pop("type", None)
+    if not isinstance(kind, str):
+        raise ValueError('an entry is an object with a "type"')
+    cls = ENTRIES.get(kind)
+    if cls is None:
+        raise ValueError(f"type {kind!r} is none of {', '.join(ENTRIES)}")
+    known = {part.name: part for part in dataclasses.fields(cls)}
+    for name, value in parts.items():
+        if name not in known:
+            raise ValueError(f"{kind} has no {name!r}; it has {', '.join(known)}")
+        allowed = _JSON_TYPES.get(str(known[name].type))
+        if allowed is not None and (
+            not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+        ):
+            raise ValueError(f"{kind}: {name!r} is {known[name].type}, not {value!r}")
     if cls is Journal:
-        shape["events"] = tuple(Event.from_json(one) for one in shape["events"])
+        parts["events"] = tuple(Event.from_json(one) for one in parts["events"])
     if cls is Look:
-        shown = cast("list[list[Any]]", shape["shown"])
-        shape["shown"] = tuple((int(seq), epoch, str(kind)) for seq, epoch, kind in shown)
-    return cls(**shape)
+        shown = cast("list[list[Any]]", parts["shown"])
+        parts["shown"] = tuple((int(seq), epoch, str(what)) for seq, epoch, what in shown)
+    missing = [n for n, p in known.items() if n not in parts and p.default is dataclasses.MISSING]
+    if missing:
+        raise ValueError(f"{kind} lacks {', '.join(map(repr, missing))}")
+    return cls(**parts)
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+}
+"""What a part's annotation asks of its JSON value."""
