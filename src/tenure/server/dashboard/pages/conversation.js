@@ -17,6 +17,7 @@ import { askWords } from "./words.js";
 const LATEST = 200; // events that are read at first; older ones as the reader goes back
 const MOST_ITEMS = 20_000; // then only the latest are kept
 const LIVE_CHARS = 8000;
+const OWNERS = 60; // the last so many are listed
 
 function page(main, id) {
   main.className = "conversation";
@@ -30,7 +31,8 @@ function page(main, id) {
         pill("idle"),
         h("span", { data: { part: "owner" } }),
         h("span", { class: "note", data: { part: "lease" } }),
-        h("span", { class: "note", data: { part: "waits" } })),
+        h("span", { class: "note", data: { part: "waits" } }),
+        h("span", { class: "problem", data: { part: "failure" } })),
       h("div", { class: "actions", role: "group", "aria-label": "What you may do" },
         button("interrupt", "Interrupt…"), button("stop", "Stop…"), button("start", "Start…"), button("answer", "Answer…"), button("takeover", "Take over…"))),
     h("div", { class: "panes" },
@@ -128,6 +130,8 @@ class View {
       one.retry_in_s ? `tried again in ${duration(one.retry_in_s)}` : "",
       one.agent_status ? `loop: ${one.agent_status}` : "",
     ].filter(Boolean).join(" · "));
+    const failure = one.failure ?? null;
+    say(this.part("failure"), failure ? `It does not go on: ${failure.reason}${failure.step ? ` (at ${failure.step})` : ""}` : "");
     this.showDetails(one);
     this.showActions();
   }
@@ -161,9 +165,19 @@ class View {
   }
 
   async showOwnership() {
-    const { tenures } = await ask(at(this.id, "/timeline"));
-    if (!this.over) this.part("ownership").replaceChildren(ownership(tenures));
+    const tenures = [];
+    for (let after = 0; after !== null; ) {
+      const reply = await ask(at(this.id, "/timeline"), { query: { after, limit: 1000 } });
+      tenures.push(...reply.tenures);
+      after = reply.next_after;
+    }
+    if (this.over) return;
     for (const one of tenures) this.timeline.owned(one.epoch, one.node);
+    const state = JSON.stringify(tenures.slice(-OWNERS));
+    if (this.owners !== state || tenures.at(-1)?.until === null) {
+      this.owners = state;
+      this.part("ownership").replaceChildren(ownership(tenures.slice(-OWNERS)));
+    }
   }
 
   // --- the journal ---------------------------------------------------------------------------------------------------

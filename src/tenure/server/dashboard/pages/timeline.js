@@ -36,7 +36,7 @@ function refresh(row, ownerAt) {
   row.classList.add(owner ? `hue-${hue(owner)}` : "hue-none");
   row.title = owner ? `written by ${owner}, epoch ${item.epoch}` : "";
   if (item.call) drawCall(item, label, what);
-  else drawTold(item, label, what);
+  else drawTold(item, label, what, ownerAt);
   row.setAttribute("aria-label", `${item.seqs[0]}, ${label.textContent}: ${what.textContent}`.slice(0, 300));
 }
 
@@ -52,12 +52,16 @@ function drawCall(item, label, what) {
   );
 }
 
-function drawTold(item, label, what) {
+const chip = (node) => h("span", { class: `chip hue-${hue(node)}` }, node);
+
+function drawTold(item, label, what, ownerAt) {
   const { told, began } = item;
   say(label, told.label);
   label.classList.toggle("grave", told.grave === true);
   const parts = [];
-  if (told.node) parts.push(h("span", { class: `chip hue-${hue(told.node)}` }, told.node), h("span", { class: "epoch" }, `epoch ${told.epoch}`));
+  const before = told.look === "takeover" ? ownerAt(told.epoch - 1) : null;
+  if (before) parts.push(chip(before), h("span", { class: "arrow", "aria-label": "to" }, "→"));
+  if (told.node) parts.push(chip(told.node), h("span", { class: "epoch" }, `epoch ${told.epoch}`));
   if (told.text) parts.push(h(LOOKS[told.look] ? "p" : "span", { class: "text" }, told.text));
   if (began) parts.push(h("span", { class: "fate" }, `after ${duration(between(began, item.at))}`));
   what.replaceChildren(...parts);

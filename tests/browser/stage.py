@@ -1,0 +1,191 @@
+"""Nodes to be looked at, pages that look, and what is read off them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tenure.testing.processes import NodeProcess, NodeProcesses
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE_S = 60.0
+"""How long anything may take on a noisy machine before it counts as never."""
+expect.set_options(timeout=PATIENCE_S * 1000)
+
+
+def chromium() -> str | None:
+    """The browser of this machine; null if there is none."""
+    named = os.environ.get("TENURE_CHROMIUM")
+    if named:
+        return shutil.which(named)
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+class Stage:
+    """A cluster of processes on one SQLite file, and a client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store_url = f"sqlite:///{folder}/tenure.db"
+        self.nodes = NodeProcesses()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.nodes.__exit__(*exc)
+
+    def node(self, name: str, *options: str, **environ: str) -> NodeProcess:
+        """A node, not yet started."""
+        ours = ["--ttl-s", "2", "--drain-s", "2", *options]
+        return self.nodes.add(
+            NodeProcess(
+                name,
+                store=self.store_url,
+                folder=self.folder,
+                agents=["scripted"],
+                options=ours,
+                environ=environ,
+                cwd=self.folder,
+            )
+        )
+
+    async def cluster(self, *names: str) -> list[NodeProcess]:
+        """So many nodes, ready."""
+        found = [self.node(name) for name in names]
+        await self.nodes.start()
+        return found
+
+    async def ask(self, node: NodeProcess, method: str, path: str, **more: Any) -> Any:
+        """What that node answers; it must not refuse."""
+        async with httpx.AsyncClient(trust_env=False, timeout=40) as http:
+            reply = await http.request(method, f"{node.url}{path}", **more)
+        assert reply.status_code < 300, f"{method} {path}: {reply.status_code} {reply.text}"
+        return reply.json()
+
+    async def create(self, node: NodeProcess, conversation: str, text: str = "hello", **more: Any) -> None:
+        """A conversation that has answered its first message."""
+        await self.ask(node, "POST", "/conversations", json={"id": conversation, **more})
+        await self.ask(node, "POST", f"/conversations/{conversation}/messages?wait_s=40", json={"text": text})
+
+    async def send(self, node: NodeProcess, conversation: str, script: list[Any], text: str = "work") -> int:
+        """A message with a script; its seq."""
+        body = {"text": text, "content": {"script": script}}
+        return (await self.ask(node, "POST", f"/conversations/{conversation}/messages", json=body))["seq"]
+
+    async def show(self, node: NodeProcess, conversation: str) -> dict[str, Any]:
+        return await self.ask(node, "GET", f"/conversations/{conversation}")
+
+    async def events(self, node: NodeProcess, conversation: str) -> list[dict[str, Any]]:
+        """The whole journal, by the API."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = await self.ask(node, "GET", f"/conversations/{conversation}/events?after={len(found)}&limit=1000")
+            found += page["events"]
+            if len(found) >= page["last_seq"]:
+                return found
+
+    async def kinds(self, node: NodeProcess, conversation: str) -> list[str]:
+        return [event["kind"] for event in await self.events(node, conversation)]
+
+    async def until(self, look: Any, what: str) -> Any:
+        """Poll until `look` (a coroutine function) gives something true."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while not (found := await look()):
+                    await asyncio.sleep(0.05)
+                return found
+        raise AssertionError(f"waited in vain for {what}")
+
+    async def owned(self, node: NodeProcess, conversation: str) -> NodeProcess:
+        """Its owner, as soon as there is one."""
+
+        async def look() -> Any:
+            return (await self.show(node, conversation))["owner"]
+
+        return self.nodes[(await self.until(look, f"an owner of {conversation}"))["node"]]
+
+
+class Watchers:
+    """Browsers, each with a profile of its own."""
+
+    def __init__(self) -> None:
+        self.complaints: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        self._stack = contextlib.AsyncExitStack()
+        playwright = await self._stack.enter_async_context(async_playwright())
+        self.browser: Browser = await playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        self._stack.push_async_callback(self.browser.close)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def open(
+        self, node: NodeProcess, view: str = "#/", *, width: int = 1280, height: int = 860, colours: Any = "light"
+    ) -> Page:
+        """A page of that node in a browser that nobody has used."""
+        context = await self.browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=colours, reduced_motion="reduce"
+        )
+        page = await context.new_page()
+        page.on("pageerror", lambda error: self.complaints.append(f"thrown: {error}"))
+        page.on("dialog", lambda dialog: self.complaints.append(f"alert: {dialog.message}"))
+        page.on("console", lambda message: self._hear(message.type, message.text))
+        await page.goto(f"{node.url}/{view}")
+        return page
+
+    def _hear(self, kind: str, text: str) -> None:
+        if kind == "error" and not text.startswith("Failed to load resource"):
+            self.complaints.append(text)
+
+    async def watch(self, node: NodeProcess, conversation: str, **how: Any) -> Page:
+        """The page of a conversation, which hears its journal."""
+        page = await self.open(node, f"#/c/{conversation}", **how)
+        await expect(page.locator("main")).to_have_attribute("data-stream", "live")
+        await expect(page.locator(".event").first).to_be_visible()
+        return page
+
+
+def part(page: Page, name: str) -> Any:
+    """What the pages call by this name."""
+    return page.locator(f'[data-part="{name}"]')
+
+
+async def told(page: Page) -> list[int]:
+    """The seq of every event that the rows of the page tell, in the order of the rows; a call's row tells several."""
+    return await page.locator(".event").evaluate_all(
+        "rows => rows.flatMap(row => row.dataset.seqs.split(' ').map(Number))"
+    )
+
+
+async def told_up_to(page: Page, seq: int) -> list[int]:
+    """The same, when that event is told."""
+    await expect(page.locator(f'.event[data-seqs~="{seq}"]')).to_have_count(1)
+    return await told(page)
+
+
+async def confirm(page: Page, verb: str, *sentences: str) -> None:
+    """The dialog that is open says all this; press its button, and see it close."""
+    dialog = page.get_by_role("dialog")
+    for sentence in sentences:
+        await expect(dialog).to_contain_text(sentence)
+    await dialog.get_by_role("button", name=verb, exact=True).click()
+    await expect(dialog).to_have_count(0)

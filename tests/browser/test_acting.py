@@ -1,0 +1,147 @@
+"""Every button does what its dialog says, and nothing without it; a message is sent once, whatever happens to the answer."""
+
+import pytest
+from playwright.async_api import expect
+from stage import confirm, part, told_up_to
+
+LONG = [{"run": "sleep 30"}]
+
+
+async def waits_for(stage, node, conversation, kind):
+    async def look():
+        return kind in await stage.kinds(node, conversation)
+
+    await stage.until(look, f"{kind} in {conversation}")
+
+
+async def test_interrupt_ends_the_open_turn(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "cut")
+    page = await watchers.watch(node, "cut")
+    await expect(part(page, "interrupt")).to_be_disabled()
+    await pair.send(node, "cut", LONG)
+    await expect(page.locator(".fate.open")).to_be_visible()
+    await part(page, "interrupt").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert "interrupt" not in await pair.kinds(node, "cut")
+    await part(page, "interrupt").click()
+    await confirm(page, "Interrupt", "Ends the turn that is open now", "messages that wait are taken next")
+    await waits_for(pair, node, "cut", "turn_interrupted")
+    await expect(page.locator(".event.turn-end").last).to_contain_text("interrupted")
+    await expect(page.locator(".toast")).to_contain_text("Interrupt: accepted")
+
+
+async def test_stop_refuses_messages_until_a_start(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "halt")
+    page = await watchers.watch(node, "halt")
+    await part(page, "stop").click()
+    await confirm(page, "Stop", "keeps it stopped until somebody starts it", "New messages are refused")
+    await expect(part(page, "status")).to_have_text("stopped")
+    await expect(part(page, "text")).to_be_disabled()
+    await expect(part(page, "stop")).to_be_hidden()
+    await part(page, "start").click()
+    await confirm(page, "Start", "Asks for a live agent loop")
+    await expect(part(page, "status")).to_have_text("idle")
+    await expect(part(page, "text")).to_be_enabled()
+    kinds = await pair.kinds(node, "halt")
+    assert (
+        kinds.index("stop")
+        < kinds.index("stopped")
+        < kinds.index("start")
+        < len(kinds) - kinds[::-1].index("loop_started")
+    )
+
+
+async def test_an_answer_lets_the_turn_go_on(pair, watchers):
+    node = pair.nodes["n2"]
+    await pair.create(node, "asks")
+    page = await watchers.watch(node, "asks")
+    await expect(part(page, "answer")).to_be_hidden()
+    await pair.send(node, "asks", [{"ask": "red or blue?"}, {"reply": "so: {output}"}])
+    await part(page, "answer").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.locator("blockquote")).to_have_text("red or blue?")
+    await dialog.get_by_label("Your answer").fill("blue")
+    await confirm(page, "Answer", "With your answer it goes on")
+    await expect(page.locator(".event.reply").last).to_contain_text("so: blue")
+
+
+async def test_a_takeover_makes_the_node_of_the_page_the_owner(pair, watchers):
+    nodes = pair.nodes
+    await pair.create(nodes["n1"], "moved")
+    owner = await pair.owned(nodes["n1"], "moved")
+    other = nodes["n2"] if owner is nodes["n1"] else nodes["n1"]
+    watching = await watchers.watch(owner, "moved")
+    await expect(part(watching, "takeover")).to_be_disabled()
+    page = await watchers.watch(other, "moved")
+    await part(page, "takeover").click()
+    words = (
+        f"Makes {other.name}, the node that serves this page, the owner by force, at epoch 2",
+        f"{owner.name} loses it at once",
+    )
+    await confirm(page, "Take over", *words)
+    record = await pair.show(owner, "moved")
+    assert (record["owner"]["node"], record["epoch"]) == (other.name, 2)
+    for one in (page, watching):
+        await expect(one.locator(".event.takeover")).to_contain_text("by force")
+        await expect(part(one, "owner")).to_have_text(other.name)
+
+
+async def test_a_drain_hands_over_and_the_node_leaves(stage, watchers):
+    one, two = await stage.cluster("n1", "n2")
+    await stage.create(one, "c1")
+    page = await watchers.open(two)
+    await page.get_by_role("button", name="Drain n1").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert not any(node["draining"] for node in await stage.ask(two, "GET", "/nodes"))
+    await page.get_by_role("button", name="Drain n1").click()
+    await confirm(page, "Drain", "It takes nothing new", "Its process ends after that", "This cannot be taken back")
+    assert await one.ended(60) == 0
+    await expect(page.get_by_role("button", name="Drain n1")).to_have_count(0)
+    await expect(part(page, "nodes")).to_have_text("1")
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_a_message_whose_answer_was_lost_is_sent_again_and_stands_once(pair, watchers, lost):
+    node, conversation = pair.nodes["n1"], f"once-{lost}"
+    await pair.create(node, conversation)
+    page = await watchers.watch(node, conversation)
+    keys = list[str]()
+
+    async def lose(route):
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) <= lost:
+            await route.fetch()  # the server accepts it
+            await route.abort()  # and nobody hears so
+        else:
+            await route.continue_()
+
+    await page.route("**/messages", lose)
+    await part(page, "text").fill("only once")
+    await part(page, "text").press("Enter")
+    await expect(part(page, "text")).to_have_value("")
+    assert len(keys) == lost + 1
+    assert len(set(keys)) == 1
+    events = await pair.events(node, conversation)
+    [message] = [e for e in events if e["kind"] == "message" and e["body"]["text"] == "only once"]
+    await told_up_to(page, message["seq"])
+    await expect(page.locator(".event.message", has_text="only once")).to_have_count(1)
+
+
+async def test_a_refusal_keeps_what_was_written_and_says_why(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "refused")
+    page = await watchers.watch(node, "refused")
+    await pair.ask(node, "POST", "/conversations/refused/stop?wait_s=40", json={})
+    await page.evaluate("document.querySelector('[data-part=text]').disabled = false")
+    await page.evaluate("document.querySelector('[data-part=send]').disabled = false")
+    await part(page, "text").fill("hello?")
+    await part(page, "text").press("Enter")
+    toast = page.locator(".toast.grave")
+    if await toast.count():  # the page may have learnt of the stop first, and closed its box again
+        await expect(toast).to_contain_text("is stopped; start it first")
+    await expect(part(page, "text")).to_have_value("hello?")
