@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if "browser" in item.path.parts]
     for item in here:
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(240))
+            item.add_marker(pytest.mark.timeout(400))
         if chromium() is None:
             item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
 

@@ -24,7 +24,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 """How long anything may take on a noisy machine before it counts as never."""
 expect.set_options(timeout=PATIENCE_S * 1000)
 

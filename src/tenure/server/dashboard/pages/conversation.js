@@ -14,7 +14,8 @@ import { Follow } from "./stream.js";
 import { Timeline } from "./timeline.js";
 import { askWords } from "./words.js";
 
-const LATEST = 200; // events that are read at first; older ones as the reader goes back
+const LATEST = 200; // events that are read at first
+const BACK = 500; // and so many at a time as the reader goes back
 const MOST_ITEMS = 20_000; // then only the latest are kept
 const LIVE_CHARS = 8000;
 const OWNERS = 60; // the last so many are listed
@@ -256,9 +257,9 @@ class View {
     this.showOlder();
     try {
       const events = [];
-      let after = Math.max(0, journal.first - 1 - LATEST);
+      let after = Math.max(0, journal.first - 1 - BACK);
       while (after < journal.first - 1) {
-        const reply = await ask(at(this.id, "/events"), { query: { after, limit: Math.min(1000, journal.first - 1 - after) } });
+        const reply = await ask(at(this.id, "/events"), { query: { after, limit: journal.first - 1 - after } });
         if (!reply.events.length) break;
         events.push(...reply.events.filter((event) => event.seq < journal.first));
         after = reply.next_after;

@@ -24,8 +24,9 @@ export class Journal {
   /** Items of older events, which are to be shown in front; and those shown already that these complete. */
   older(events) {
     const before = new Journal();
-    const fresh = [];
-    for (const event of events) for (const item of before.add(event)) if (!fresh.includes(item)) fresh.push(item);
+    const found = new Set();
+    for (const event of events) for (const item of before.add(event)) found.add(item);
+    const fresh = [...found];
     this.first = events[0]?.seq ?? this.first;
     const changed = [];
     for (const [call, item] of before.#calls) {
