@@ -84,7 +84,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("GET", f"{ONE}/start", commands.progress, {200: StartShape}),
         ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
         ("GET", "/activity", cluster.activity, {200: ActivityShape}),
-        ("GET", f"{ONE}/vault", secrets.list, {200: SecretsShape}),
+        ("GET", f"{ONE}/vault", secrets.secrets, {200: SecretsShape}),
         ("PUT", f"{ONE}/vault/{{name}}", secrets.put, {201: SecretShape, 200: SecretShape}),
         ("DELETE", f"{ONE}/vault/{{name}}", secrets.remove, {204: None}),
         ("POST", "/vault/rotate", secrets.rotate, {200: RotatedShape}),

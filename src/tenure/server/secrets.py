@@ -29,7 +29,7 @@ class Secrets:
         self.node = node
         self.store = node.store
 
-    async def list(self, conversation: InPath, user_id: ForUser = None) -> Response:
+    async def secrets(self, conversation: InPath, user_id: ForUser = None) -> Response:
         """What the conversation's vault holds: names and versions, and which key reads each (null: none of this node's)."""
         await find(self.store, conversation, user_id)
         kept = await sealing.listed(self.store, self.node.keys, conversation)
