@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, final
 from tenure.abc import RuntimeFailure
 from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
 from tenure.journal import CredentialFailed, CredentialRestored, draft
-from tenure.vault import Credential, Secret, obtain, unsealing
+from tenure.vault import Allowed, Credential, Secret, obtain, unsealing
 from tenure.vault import credentials as asked_for
 
 if TYPE_CHECKING:
@@ -167,3 +167,16 @@ class Credentials:
 def described(name: str, error: CredentialError) -> JsonObject:
     """Which credential, and what to do: as events and replies carry it."""
     return {"name": name, "reference": error.reference, "problem": error.problem, "remedy": error.remedy}
+
+
+def insist_on_allowed(allowed: Allowed, settings: JsonObject) -> None:
+    """Before anything is created or claimed.
+
+    :raises InvalidInputError: the settings ask for what this node does not give; names the field and the remedy.
+    """
+    for name, credential in asked_for(settings).items():
+        try:
+            allowed.insist(credential)
+        except CredentialError as error:
+            where = f"settings.credentials.{name}"
+            raise InvalidInputError(where, f"{error.reference} {error.problem}", error.remedy) from None

@@ -8,12 +8,28 @@ from typing import TYPE_CHECKING
 from tenure.lease import TenureState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tenure.abc import NodeRecord
     from tenure.node.incarnation import Incarnation
 
 log = logging.getLogger("tenure.drain")
 
 HAND_OVER_S = 8.0
 """What the rest gets after the deadline: to come to a step boundary and to release."""
+
+
+def places(nodes: Iterable[NodeRecord], but: str) -> tuple[str, ...]:
+    """Addresses of nodes that take work now, other than the one of that name."""
+    return tuple(
+        n.about.address
+        for n in nodes
+        if not n.dead
+        and n.expires_in_s > 0
+        and not n.load.draining
+        and n.load.owned < n.about.capacity
+        and n.about.node != but
+    )
 
 
 async def drain(incarnation: Incarnation, deadline_s: float) -> None:

@@ -26,7 +26,7 @@ from tenure.node.initiation import Start, Wish
 from tenure.node.tasks import settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tenure.abc import FenceQuery
     from tenure.lease import Lease
@@ -42,7 +42,7 @@ class Hold:
     :class:`OwnershipLostError` with the reason. Clean up quickly; code in threads looks at :attr:`lost`.
     """
 
-    def __init__(self, incarnation: Callable[[], Incarnation], wish: Wish, agent: str) -> None:
+    def __init__(self, incarnation: Callable[[], Awaitable[Incarnation]], wish: Wish, agent: str) -> None:
         self._incarnation = incarnation
         self._wish = wish
         self._agent = agent
@@ -107,7 +107,7 @@ class Hold:
         assert self._body is not None, "entered in a task"
         self._cancelled_before = self._body.cancelling()
         try:
-            incarnation = self._incarnation()
+            incarnation = await self._incarnation()
             self._tenure = await settled(await self._begin(incarnation))
             await settled(self._tenure.ready)
         except BaseException:

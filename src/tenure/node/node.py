@@ -13,14 +13,12 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from tenure.abc import About, NodeRecord, Refused, RuntimeFailure, Submit, Submitted, TooLarge
+from tenure.abc import About, NodeRecord, Refused, Submit, Submitted, TooLarge
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
 from tenure.errors import (
     ConversationDeletedError,
-    CredentialError,
-    InvalidInputError,
     NodeUnavailableError,
     Owner,
     StoreError,
@@ -32,19 +30,20 @@ from tenure.lease import Epoch, IncarnationId, new_incarnation
 from tenure.node import initiation, rehydration
 from tenure.node.activity import Activity, Publisher, last_hour
 from tenure.node.claimer import Claimer
-from tenure.node.drain import drain, settle_down
+from tenure.node.credentials import insist_on_allowed
+from tenure.node.drain import drain, places, settle_down
 from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.hold import Hold
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
 from tenure.node.progress import StartInfo, start_info
-from tenure.node.reaper import REQUEST, Reaper, runtime_names
+from tenure.node.reaper import REQUEST, Reaper, forget
 from tenure.node.reasons import reason_of
 from tenure.node.restoration import insist_on_whole
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.tenure import Means
 from tenure.node.witness import Witness, possible
-from tenure.vault import Allowed, Veil, credentials
+from tenure.vault import Allowed, Veil
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +59,6 @@ SUBMIT_TRIES = 4
 SUBMIT_S = 3.0
 """A store that has not answered for this long is out: the caller hears it, and tries again."""
 DIRECTORY_S = 0.2
-FORGET_S = 30.0
 ANSWER_FRAME = 4096
 """What an event takes beside the answer that it carries; the name of a question is bounded."""
 CLOSE_S = 8.0
@@ -380,12 +378,7 @@ class Node:
         """
         here = self.agents.get(agent)
         settings = settings if here is None else here.check(settings)
-        for name, credential in credentials(settings).items():
-            try:
-                self.allowed.insist(credential)
-            except CredentialError as error:
-                where = f"settings.credentials.{name}"
-                raise InvalidInputError(where, f"{error.reference} {error.problem}", error.remedy) from None
+        insist_on_allowed(self.allowed, settings)
         return settings
 
     async def maybe_start_agent_loop(
@@ -417,20 +410,19 @@ class Node:
 
         Give `agent` a name that no node runs, or a node that runs it takes the messages that wait once you have let go.
 
-        :raises ConversationOwnedElsewhereError: another node owns it; nothing was changed.
-        :raises CommandRefusedError: it is stopped, or held or running on this node already (``held-here``).
-        :raises OwnershipLostError: at the end of the block: it was lost, stopped, or the node left; the body was
-            cancelled. The rest as for a start.
+        :raises CommandRefusedError: it is stopped, or held or running here already (``held-here``).
+        :raises OwnershipLostError: lost, stopped, or the node left; the body was cancelled. The rest as for a start.
         """
         wish = Wish(conversation_id, settings, user_id, held=True)
         return Hold(lambda: self._with_room(conversation_id), wish, agent or self.default_agent)
 
-    def _with_room(self, conversation_id: str) -> Incarnation:
+    async def _with_room(self, conversation_id: str) -> Incarnation:
         if self.draining:
-            raise NodeUnavailableError(f"node {self.config.node} is draining")
+            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
         incarnation = self._here()
         if not incarnation.has_room(conversation_id, self.config.capacity):
-            raise NodeUnavailableError(f"node {self.config.node} is full ({self.config.capacity} conversations)")
+            full = f"node {self.config.node} is full ({self.config.capacity} conversations)"
+            raise NodeUnavailableError(full, await self._elsewhere())
         return incarnation
 
     async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:
@@ -458,11 +450,7 @@ class Node:
             raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
         if self._unready:
             await asyncio.wait(self._loading, timeout=self.config.start_timeout_s)
-        incarnation = self._here()
-        if not incarnation.has_room(wish.conversation_id, self.config.capacity):
-            raise NodeUnavailableError(
-                f"node {self.config.node} is full ({self.config.capacity} conversations)", await self._elsewhere()
-            )
+        incarnation = await self._with_room(wish.conversation_id)
         await initiation.maybe_start(incarnation, wish, self.default_agent)
         return await self.info(wish.conversation_id)
 
@@ -475,13 +463,9 @@ class Node:
         :raises ConversationExistsError: the id is taken. :raises ConversationDeletedError: it was.
         :raises CommandRefusedError: somebody wrote to it meanwhile; nothing of it is kept.
         """
-        incarnation = self._here()
-        if self.draining or incarnation.means is None:
-            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
-        if not incarnation.has_room(copy.conversation_id, self.config.capacity):
-            raise NodeUnavailableError(
-                f"node {self.config.node} is full ({self.config.capacity} conversations)", await self._elsewhere()
-            )
+        incarnation = await self._with_room(copy.conversation_id)
+        if incarnation.means is None:
+            raise NodeUnavailableError("this node is registering", await self._elsewhere())
         done = await rehydration.rehydrate(incarnation, incarnation.means, copy)
         if done.record.wanted:
             self._heard(copy.conversation_id)
@@ -546,15 +530,8 @@ class Node:
     def forget(self, conversation_id: str, epoch: Epoch) -> None:
         """A deleted conversation's workspace goes at once, not with the reaper's next round, which finds runtimes alone.
         `epoch` is its last before the deletion. Best effort, in the background."""
-        self.tasks.start(self._forget(conversation_id, epoch), f"forget {conversation_id}")
-
-    async def _forget(self, conversation_id: str, epoch: Epoch) -> None:
-        try:
-            async with asyncio.timeout(FORGET_S):
-                name, workspace = runtime_names(self._identity, conversation_id, epoch)
-                await self.provider.discard(name, workspace)
-        except (RuntimeFailure, TimeoutError, OSError) as error:
-            log.warning("files are left behind: %s", error, extra={"conversation": conversation_id})
+        work = forget(self.provider, self._identity, conversation_id, epoch)
+        self.tasks.start(work, f"forget {conversation_id}")
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
@@ -604,15 +581,7 @@ class Node:
             nodes = (await self.living()).values()
         except StoreError:
             return ()
-        return tuple(
-            n.about.address
-            for n in nodes
-            if not n.dead
-            and n.expires_in_s > 0
-            and not n.load.draining
-            and n.load.owned < n.about.capacity
-            and n.about.node != self.config.node
-        )
+        return places(nodes, but=self.config.node)
 
     def _here(self) -> Incarnation:
         if self._incarnation is None or self._incarnation.given_up or self._incarnation.retired:

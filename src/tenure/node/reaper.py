@@ -7,18 +7,20 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, final
 
-from tenure.abc import Deleted, Reading
+from tenure.abc import Deleted, Reading, RuntimeFailure
 from tenure.conversation import Fold, fold
 from tenure.errors import StoreUnavailableError
 from tenure.node import progress
 from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
+    from tenure.abc import RuntimeProvider
     from tenure.node.incarnation import Incarnation
 
 log = logging.getLogger("tenure.reaper")
 
 FIRST_LOOK_S = 0.5
+FORGET_S = 30.0
 ANSWER_S = 60.0
 """How long the provider may take for one of these answers; one that hangs costs a round, not the reaper."""
 REQUEST = "request"
@@ -33,6 +35,16 @@ def runtime_names(identity: str, conversation_id: str, epoch: int) -> tuple[str,
 def named_by(identity: str, name: str) -> bool:
     """Whether a runtime was named by this store, and not by the one that it is a copy of."""
     return name.startswith(f"{identity}.")
+
+
+async def forget(provider: RuntimeProvider, identity: str, conversation_id: str, epoch: int) -> None:
+    """Destroy the workspace of a deleted conversation; what cannot be is said, and left behind."""
+    try:
+        async with asyncio.timeout(FORGET_S):
+            name, workspace = runtime_names(identity, conversation_id, epoch)
+            await provider.discard(name, workspace)
+    except (RuntimeFailure, TimeoutError, OSError) as error:
+        log.warning("files are left behind: %s", error, extra={"conversation": conversation_id})
 
 
 @final
