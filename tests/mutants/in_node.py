@@ -38,7 +38,7 @@ Mutation("M77", "C2", "node/initiation.py", "a late answer replaces a later clai
          "if before is not None and before.lease.epoch >= held.lease.epoch:", "if False:",
          unit("node_initiation", "an_answer_that_comes_after_that_of_a_later_claim_begins_nothing"))
 Mutation("M78", "C17", "node/initiation.py", "a runtime that never became ready is attached",
-         "if tenure.fold.runtime is None or not tenure.fold.runtime_ready:", "if tenure.fold.runtime is None:",
+         "if name is None or not tenure.fold.runtime_ready or not named_by(", "if name is None or not named_by(",
          unit("node_initiation", "c17_a_runtime_that_was_requested_but_never_ready"))
 Mutation("M79", "rule 15", "node/release.py", "a failed start is tried again at once, for ever",
          "retry_in_s=None if failure.permanent else back_off,", "retry_in_s=None,",

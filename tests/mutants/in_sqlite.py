@@ -30,7 +30,7 @@ Mutation("M56", "rule 10", "stores/sqlite/registry.py", "the unknown are dead",
          '        return Alive(float("inf"))\n', "        return Buried()\n",
          sqlite("rule_10_unknown_is_not_dead"))
 Mutation("M57", "C7", "stores/sqlite/statements.py", "the sweep leaves out what the dead own",
-         "nodes.incarnation = owners.owner WHERE nodes.dead = 1", "nodes.incarnation = owners.owner WHERE nodes.dead = 2",
+         "nodes.incarnation = owners.owner WHERE nodes.dead <> 0", "nodes.incarnation = owners.owner WHERE nodes.dead > 9",
          sqlite("c7_message_after_its_owner_died_idle"))
 Mutation("M58", "rule 15", "stores/sqlite/statements.py", "the sweep asks for no back-off",
          "AND agent = ? AND not_before <= ?", "AND agent = ? AND not_before <= ? + 1e12",
