@@ -33,9 +33,12 @@ fmt: setup  ## format, and fix what ruff can fix
 bench: setup  ## measure (ARGS are passed on)
 	@$(PYTHON_IN_VENV) -m tenure bench $(ARGS)
 
-chaos: setup  ## simulation and chaos for longer (MINUTES=5 SEEDS=3000)
+chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store, SEED=7 FAULTS=1000 STORE=redis)
 	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_SIM_STORE_SEEDS=$$(( ($(SEEDS) + 9) / 10 )) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
+	    $(if $(STORE),TENURE_CHAOS_STORE=$(STORE)) \
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
+	@$(PYTHON_IN_VENV) tests/chaos/combined.py --minutes $(MINUTES) \
+	    $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
 	@$(PYTHON_IN_VENV) -m tenure.testing.model $(ARGS)

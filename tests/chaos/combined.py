@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import sys
 import tempfile
@@ -125,9 +124,12 @@ def _percentiles(seconds: list[float]) -> str:
 class Run:
     """A cluster that lives through rounds."""
 
-    def __init__(self, one: World, seed: str, on_round: Callable[[Report], None]) -> None:
+    def __init__(
+        self, one: World, seed: str, on_round: Callable[[Report], None], before_verdict: Callable[[Run], None]
+    ) -> None:
         self.one = one
         self.on_round = on_round
+        self.before_verdict = before_verdict
         self.seed, _, begin = seed.partition(".")
         self.begin = int(begin or 0)
         self.report = Report(one.backing.name, seed)
@@ -150,6 +152,7 @@ class Run:
         for name in NAMES:
             await self.one.parted_node(name)
         await self.one.nodes.start()
+        self._began = time.monotonic()
         watching = asyncio.create_task(self._keep_up())
         try:
             for number in itertools.count(self.begin):
@@ -182,6 +185,7 @@ class Run:
                 self.note("calm")
                 hush.set()
             await self._calm()
+            self.before_verdict(self)
             await self._judge()
         except (AssertionError, ExceptionGroup) as error:
             raise BrokenError(self._told(seed, error)) from error
@@ -296,6 +300,7 @@ class Run:
         path = f"{self.one.url_of(node)}/conversations/{conversation}/start"
         with contextlib.suppress(httpx.TransportError):
             reply = await self.one.http.post(path, params={"here": "true"}, json={})
+            assert reply.status_code != 500, f"a start at {node.name} was answered with {reply.text[:200]}"
             told = reply.json()
             owner = told.get("owner") or {}
             outcome = "no"
@@ -412,8 +417,8 @@ def _leaves(error: BaseException) -> list[str]:
     return [f"{type(error).__name__}: {error}"]
 
 
-def _silent(_: Report) -> None:
-    """Whoever wants nothing of the rounds."""
+def _nothing(_: object) -> None:
+    """Whoever wants nothing of it."""
 
 
 async def combined(
@@ -422,14 +427,15 @@ async def combined(
     seed: str,
     faults: int,
     seconds: float,
-    on_round: Callable[[Report], None] = _silent,
+    on_round: Callable[[Report], None] = _nothing,
+    before_verdict: Callable[[Run], None] = _nothing,
 ) -> Report:
-    """A run on a cluster of its own.
+    """A run on a cluster of its own. `on_round` hears of each round, `before_verdict` may touch what is judged.
 
     :raises BrokenError: a promise was broken.
     """
     async with world(folder, store, small_disk=True, ttl_s=TTL_S, drain_s=1.0, options=OPTIONS) as one:
-        return await Run(one, seed, on_round).play(faults, seconds)
+        return await Run(one, seed, on_round, before_verdict).play(faults, seconds)
 
 
 def _progress(report: Report) -> None:
@@ -456,5 +462,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TENURE_CHAOS_SECONDS", "0")
     sys.exit(main())

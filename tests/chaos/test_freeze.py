@@ -6,7 +6,7 @@ from world import world
 
 
 async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_path, store):
-    async with world(tmp_path, store, ttl_s=1.0) as one:
+    async with world(tmp_path, store, ttl_s=2.0) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
         await one.create("c", first)

@@ -1,6 +1,7 @@
 """`tenure serve` as a process: how it arrives, and how it leaves whatever is open."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from tenure.client import Client
 from tenure.journal import Event
 from tenure.testing.processes import NodeEndedError, NodeProcess, NodeProcesses
+from tenure.testing.servers import RedisServer
 
 PATIENCE_S = 60.0
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("TENURE_")}
@@ -23,10 +25,19 @@ QUICK = ["--ttl-s", "2"]
 SLOW_SCRIPT = [{"run": "sleep 0.4"} for _ in range(100)]
 
 
+_URLS: dict[Path, str] = {}
+"""The store of each test, by its folder."""
+
+
 @pytest.fixture
-def nodes() -> Iterator[NodeProcesses]:
-    with NodeProcesses() as processes:
-        yield processes
+def nodes(tmp_path: Path, store: str) -> Iterator[NodeProcesses]:
+    """Nodes on a store of their own. In `make test` the stores share these tests, in `make chaos` each has them all."""
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite:///{tmp_path}/store.db"
+        if store == "redis":
+            url = stack.enter_context(RedisServer(tmp_path / "redis")).url()
+        _URLS[tmp_path] = url
+        yield stack.enter_context(NodeProcesses())
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 def a_node(nodes: NodeProcesses, folder: Path, name: str = "a", **rest: object) -> NodeProcess:
     options = [*QUICK, *rest.pop("options", [])]  # type: ignore[misc]
-    store = f"sqlite:///{folder}/store.db"
+    store = rest.pop("store", _URLS[folder])
     return nodes.add(NodeProcess(name, store=store, folder=folder, options=options, **rest))  # type: ignore[arg-type]
 
 
@@ -97,12 +108,13 @@ async def test_an_agent_of_the_current_folder_is_found(nodes: NodeProcesses, tmp
 
 
 async def test_a_node_that_cannot_start_says_why(nodes: NodeProcesses, tmp_path: Path):
-    (tmp_path / "store.db").write_text("this is no database, and long enough to look like one" * 100)
-    node = a_node(nodes, tmp_path)
+    place = f"sqlite:///{tmp_path}/broken.db"
+    (tmp_path / "broken.db").write_text("this is no database, and long enough to look like one" * 100)
+    node = a_node(nodes, tmp_path, store=place)
     with pytest.raises(NodeEndedError):
         await node.start()
     assert node.exit_code == 1
-    assert "store.db" in node.log
+    assert "broken.db" in node.log
     assert "Traceback" not in node.log
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
-from tenure.errors import InvalidInputError
+from tenure.errors import InvalidInputError, NodeUnavailableError
 from tenure.server.problems import Problem
 
 if TYPE_CHECKING:
@@ -113,7 +114,15 @@ class StrictRoute(APIRoute):
 
         async def strictly(request: Request) -> Response:
             refuse_unknown_parameters(request, parameters)
-            return await answer(await _read(request) if takes_body else request)
+            try:
+                return await answer(await _read(request) if takes_body else request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody hears it; and it is no error of ours
+            except asyncio.CancelledError:
+                if not request.app.state.watches.closed:
+                    raise
+                # The last grace of a departure has passed: a client must hear that another node may be asked.
+                raise NodeUnavailableError("this node leaves; whether it was done is not known") from None
 
         return strictly
 
