@@ -1,4 +1,4 @@
-"""The same seeds on real stores, in virtual time: whatever is executed, a real SQLite file or a real server executes it.
+"""The same seeds on real stores, in virtual time: whatever is executed, a real SQLite file or server does it.
 
 ``TENURE_SIM_STORE_SEEDS`` says how many for each store; ``TENURE_SIM_SEED`` replays a single one.
 """
@@ -11,6 +11,7 @@ import pytest
 
 from tenure.testing import real_stores
 from tenure.testing.backing import Backing
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.scenario import THEMES, Scenario, run
 from tenure.testing.servers import RedisServer, redis_binary
 from tenure.testing.simloop import LoopClock
@@ -20,7 +21,7 @@ type StoredIn = Callable[[LoopClock], Backing]
 SEEDS = int(os.environ.get("TENURE_SIM_STORE_SEEDS", len(THEMES)))
 ONE = os.environ.get("TENURE_SIM_SEED")
 CHUNK = 2
-STORES = ("sqlite", "redis")
+STORES = ("sqlite", "redis", "postgres")
 
 pytestmark = pytest.mark.blocking_ok  # the store answers while virtual time stands still
 
@@ -32,11 +33,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgresServer]:
+    """A PostgreSQL that only this module uses."""
+    with PostgresServer() as server:
+        yield server
+
+
 @pytest.fixture(params=STORES)
 def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> StoredIn:
     """A store that is empty for each run."""
     if request.param == "sqlite":
         return real_stores.sqlite(tmp_path)
+    if request.param == "postgres":
+        return real_stores.postgres(request.getfixturevalue("database"))
     return real_stores.redis(request.getfixturevalue("server"))
 
 
@@ -74,5 +84,5 @@ def test_the_store_was_asked(stored_in: StoredIn):
 
     outcome = run(0, watched)
     assert outcome.ok
-    assert type(opened[0].connect()).__name__ in ("SqliteStore", "RedisStore")
+    assert type(opened[0].connect()).__name__ in ("SqliteStore", "RedisStore", "PostgresStore")
     assert opened[0].names()
