@@ -229,6 +229,7 @@ async def test_the_document_is_complete(http):
         "/activity": {"get"},
         "/nodes": {"get"},
         "/nodes/{node}/drain": {"post"},
+        "/metrics": {"get"},
         "/healthz": {"get"},
         "/readyz": {"get"},
     }

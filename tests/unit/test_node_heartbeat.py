@@ -449,9 +449,9 @@ def reports() -> Iterator[list[str]]:
             said.append(record.getMessage())
 
     keep = Keep()
-    logging.getLogger("tenure.heartbeat").addHandler(keep)
+    logging.getLogger("tenure.loop").addHandler(keep)
     yield said
-    logging.getLogger("tenure.heartbeat").removeHandler(keep)
+    logging.getLogger("tenure.loop").removeHandler(keep)
 
 
 @pytest.mark.blocking_ok  # a watch over a blocked loop needs one

@@ -18,7 +18,7 @@ from node_support import (
     until,
 )
 
-from tenure.abc import Held, Place, RuntimeFailure
+from tenure.abc import Claim, Held, Place, RuntimeFailure
 from tenure.conversation import Status
 from tenure.errors import (
     CommandRefusedError,
@@ -316,7 +316,8 @@ async def test_an_answer_that_comes_after_that_of_a_later_claim_begins_nothing(c
     await node.ask(node.node.take_over(C, Epoch(1)))
     incarnation = node.node._incarnation
     assert incarnation is not None
-    assert adopt(incarnation, early) is node.tenure()
+    asked = Claim(C, incarnation.id, early.lease.token, Epoch(0), "n1", "test://n1", "start")
+    assert adopt(incarnation, early, asked, cluster.clock.boottime()) is node.tenure()
     said = await cluster.say(via=node)
     await until(lambda: cluster.settled(said))
     assert node.agent.alive == [(C, 2)]

@@ -13,6 +13,7 @@ from tenure.cli import settings as s
 from tenure.cli.logs import log_to_stderr
 from tenure.config import Config
 
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 CONVERSATIONS, QUICK_CONVERSATIONS = 30, 12
 PAGE_WIDTH = 100
@@ -48,7 +49,9 @@ def serve(
     log_level: Annotated[
         LogLevel, typer.Option(envvar="TENURE_LOG_LEVEL", help="From which level on to log.")
     ] = "info",
-    log_json: Annotated[bool, typer.Option(envvar="TENURE_LOG_JSON", help="Log JSON lines to standard error.")] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="TENURE_LOG_FORMAT", help="For people, or one JSON object a line.")
+    ] = "text",
 ) -> None:
     """Be a node of the cluster.
 
@@ -64,7 +67,7 @@ def serve(
     settings = {part.name: s.joined(given.get(part.name)) for part in dataclasses.fields(Config)}
     config = Config.from_environment(os.environ, **settings)
     veil = Veil(mask_of(config, os.environ))
-    log_to_stderr(veil, level=log_level, as_json=log_json)
+    log_to_stderr(veil, level=log_level, as_json=log_format == "json")
     run(config, s.agents_of(agent, os.environ), veil)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import uvicorn
 
+from tenure import facts
 from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
 from tenure.errors import InvalidInputError
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from tenure.config import Config
     from tenure.node import Node
     from tenure.vault import Veil
-
-log = logging.getLogger("tenure.serve")
 
 GRACE_S = 10.0
 """What the departure gets beyond drain_s; then the watchdog ends the process."""
@@ -88,7 +87,7 @@ async def _live(node: Node, listener: socket.socket, departure: Departure) -> Ex
     announcing.cancel()
     departure.begin()
     if serving.done() and (error := serving.exception()) is not None:
-        log.error("the HTTP server ended: %s", error)
+        node.facts.tell(facts.LeavingBadly(f"the HTTP server ended: {error}"))
     code = Exit.FAILED if serving.done() else Exit.OK
     if not stuck.done():
         await _leave(node, app, stuck)
@@ -104,7 +103,8 @@ async def _leave(node: Node, app: FastAPI, stuck: asyncio.Task[Any]) -> None:
     limit_s = node.config.drain_s + HAND_OVER_S
     await asyncio.wait([draining, stuck], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
-        log.error("not everything was released within %g s; the takeover is left to the others", limit_s)
+        what = f"not everything was released within {limit_s:g} s; the takeover is left to the others"
+        node.facts.tell(facts.LeavingBadly(what))
 
 
 async def _close(node: Node, code: Exit) -> Exit:
@@ -112,10 +112,10 @@ async def _close(node: Node, code: Exit) -> Exit:
     closing = asyncio.create_task(node.__aexit__(None, None, None), name="close")
     done, _ = await asyncio.wait([closing], timeout=CLOSE_S)
     if not done:
-        log.error("the node could not be closed in time")
+        node.facts.tell(facts.LeavingBadly("the node could not be closed in time"))
         return code or Exit.FAILED
     if (error := closing.exception()) is not None:
-        log.error("closing the node failed: %r", error)
+        node.facts.tell(facts.LeavingBadly(f"closing the node failed: {error!r}"))
         return code or Exit.FAILED
     return code
 
@@ -125,14 +125,14 @@ async def _announce(node: Node, server: _Server) -> None:
     while not server.started or node.readiness():  # noqa: ASYNC110 - neither of the two tells
         await asyncio.sleep(READY_POLL_S)
     url = local_url(node.config.host, node.config.port)
-    log.info("ready", extra={"url": url, "node": node.config.node, "agents": ",".join(node.agents)})
+    node.facts.tell(facts.Ready(url, node.config.node, ",".join(node.agents)))
     with contextlib.suppress(OSError):  # nobody reads it
         print(f"ready {url} node={node.config.node}", flush=True)
 
 
 def _end(code: Exit) -> NoReturn:
     """End the process. An agent's thread that goes on must not keep it: nothing of it is accepted any more."""
-    log.info("left", extra={"exit": int(code)})
+    facts.to_log(facts.Left(int(code)))
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -181,9 +181,8 @@ class Departure:
 
     def _tell(self, number: signal.Signals) -> None:
         if self.told.is_set():
-            log.info("leaving already; %s changes nothing", number.name)
-            return
-        log.info("%s: leaving, within %g s", number.name, self._limit_s)
+            return  # leaving already
+        facts.to_log(facts.Leaving(number.name, self._limit_s))
         self.told.set()
 
 

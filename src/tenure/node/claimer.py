@@ -9,9 +9,9 @@ is claimed again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, final
 
+from tenure import facts
 from tenure.abc import Claim, Death, Held, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.lease import new_token
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
-log = logging.getLogger("tenure.claimer")
 
 BATCH = 64
 """Claims that travel together; between two batches other nodes get their share of a dead node's conversations."""
@@ -67,7 +66,8 @@ class Claimer:
             self._hinted.clear()
             await self._requests()
             await self._bury_the_expired()
-            await self._claim_the_wanted()
+            found = await self._claim_the_wanted()
+            self._incarnation.wanted = found
             self._incarnation.swept_s = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(self._pause_s()):
@@ -94,19 +94,24 @@ class Claimer:
                 soonest = min(soonest, node.expires_in_s)
         self._next_death_s = soonest + 0.01
 
-    async def _claim_the_wanted(self) -> None:
+    async def _claim_the_wanted(self) -> int:
+        """Up to the free capacity; how many were found that nobody does."""
         cursor: str | None = None
+        found = begun = 0
         while True:
             page = await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
             under_way = self._incarnation.starting.keys() | self._incarnation.claiming.keys()
             free = [w for w in page.items if not self._poked(w) and w.conversation not in under_way]
             room = self._room()
+            found += len(free)
             if free and room > 0:
                 self._means.rng.shuffle(free)
+                begun += len(free[:room])
                 await settled(self._begin(free[:room]))
             cursor = page.cursor
             if cursor is None or self._incarnation.given_up:
-                return
+                self._means.facts.tell(facts.Swept(found, begun))
+                return found
 
     def _poked(self, wanted: Wanted) -> bool:
         """Mine, and the table holds exactly that lease: let it look."""
@@ -132,7 +137,7 @@ class Claimer:
 
     async def _claim(self, wanted: Sequence[Wanted]) -> None:
         """One batch, repeated unchanged until it is answered: a claim is never forgotten (rule 3)."""
-        config = self._means.config
+        config, began = self._means.config, self._means.clock.boottime()
         owners = dict.fromkeys(w.owner for w in wanted)
         deaths = {owner: await death_of(self._incarnation, owner) for owner in owners}
         claims = [
@@ -148,9 +153,9 @@ class Claimer:
             )
             for w in wanted
         ]
-        for answer in await self._answers(claims):
+        for claim, answer in zip(claims, await self._answers(claims), strict=False):
             if isinstance(answer, Held) and not self._incarnation.given_up:
-                adopt(self._incarnation, answer)
+                adopt(self._incarnation, answer, claim, began)
 
     async def _answers(self, claims: Sequence[Claim]) -> Sequence[Claimed]:
         failures = 0

@@ -10,7 +10,6 @@ for good, until the next command or ``start``.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from tenure.abc import Runtime
     from tenure.journal import JsonObject
     from tenure.node.tenure import Tenure
-
-log = logging.getLogger("tenure.credentials")
 
 FAILED_STATUS = "credential-failed"
 """The `agent_status` of a conversation that waits for a credential."""
@@ -138,7 +135,7 @@ class Credentials:
         pause_s = min(LONGEST_PAUSE_S, means.config.backoff_s * 2.0 ** min(held.failures, 10))
         held.failures += 1
         held.renew_at = now + pause_s * means.rng.uniform(0.5, 1.5)
-        log.warning("could not be made anew: %s", error, extra={"conversation": self._tenure.conversation_id})
+        self._tenure.trouble(f"credentials could not be made anew: {error}")
         if held.ends_at is not None and now < held.ends_at:
             held.renew_at = min(held.renew_at, held.ends_at)
         elif name not in self._dead:

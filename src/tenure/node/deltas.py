@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, final
 
+from tenure import facts
 from tenure.abc import Fenced
+from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
     from tenure.journal import JsonObject
     from tenure.node.tenure import Tenure
 
-log = logging.getLogger("tenure.deltas")
 
 BUFFERED = 256
 MERGED_CHARS = 4096
@@ -54,7 +54,8 @@ class Deltas:
         try:
             answer = await tenure.means.store.publish(tenure.lease, body)
         except Exception as error:  # a store that is away, a body that is no JSON: the next one may go
-            log.debug("a delta was dropped: %r", error, extra={"conversation": tenure.conversation_id})
+            tenure.means.facts.tell(facts.DeltaDropped(tenure.conversation_id, reason_of(error)))
             return
         if isinstance(answer, Fenced):
+            tenure.refused("publish")
             tenure.lose("another claim is in force")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from tenure import facts
 from tenure.lease import TenureState
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tenure.abc import NodeRecord
     from tenure.node.incarnation import Incarnation
 
-log = logging.getLogger("tenure.drain")
 
 HAND_OVER_S = 8.0
 """What the rest gets after the deadline: to come to a step boundary and to release."""
@@ -39,7 +38,7 @@ async def drain(incarnation: Incarnation, deadline_s: float) -> None:
     """
     incarnation.draining = True
     tenures = list(incarnation.table.values())
-    log.info("draining %d conversations", len(tenures), extra={"incarnation": incarnation.id})
+    incarnation.facts.tell(facts.Draining(incarnation.id, len(tenures)))
     for tenure in tenures:
         tenure.leaving = True
         tenure.poke()
@@ -51,14 +50,13 @@ async def drain(incarnation: Incarnation, deadline_s: float) -> None:
         if tenure.state is not TenureState.LIVE and not tenure.letting_go and tenure.work is not None:
             tenure.work.cancel("handing over")
     if not await incarnation.ended(HAND_OVER_S):
-        log.error("some loops did not end; the rest is left to the takeover", extra={"incarnation": incarnation.id})
+        incarnation.facts.tell(facts.DrainOverdue(incarnation.id))
 
 
 async def settle_down(incarnation: Incarnation, patience_s: float) -> bool:
     """After a loss: wait until every old loop has ended (rule 11); false if one is stuck."""
     if await incarnation.ended(patience_s):
         return True
-    log.critical(
-        "loops that do not end after the loss of the lease: %s", [work.get_name() for work in incarnation.works]
-    )
+    stuck = ", ".join(work.get_name() for work in incarnation.works)
+    incarnation.facts.tell(facts.TasksStuck("after the loss of the lease", stuck))
     return False

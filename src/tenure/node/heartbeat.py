@@ -8,7 +8,6 @@ children's process groups itself and says *lost*, in that order, and then never 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import traceback
@@ -16,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
+from tenure import facts
 from tenure.abc import Dead, Death, Granted, Refused
 from tenure.errors import StoreError, StoreUnavailableError
 from tenure.lease import TrustWindow, new_token
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from tenure.abc import About, Load, Store
     from tenure.clock import Clock, Deadline
+    from tenure.facts import Facts
     from tenure.lease import IncarnationId, Timing
-
-log = logging.getLogger("tenure.heartbeat")
 
 
 @final
@@ -50,6 +49,7 @@ class Heartbeat:
         load: Callable[[], Load],
         stop: Callable[[str], None],
         lost: Callable[[str], None],
+        told: Facts | None = None,
     ) -> None:
         self._store = store
         self._incarnation = incarnation
@@ -60,6 +60,7 @@ class Heartbeat:
         self._load = load
         self._stop = stop
         self._lost = lost
+        self._facts = told or facts.Facts()
         self._retiring = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaves = False
@@ -101,7 +102,7 @@ class Heartbeat:
             async with asyncio.timeout(4 * self._timing.call_timeout_s):
                 await asyncio.wrap_future(self._end)
         except TimeoutError:
-            log.error("the heartbeat does not end; the ttl decides", extra={"incarnation": self._incarnation})
+            self._facts.tell(facts.RetirementUnanswered(self._incarnation, "the heartbeat does not end"))
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -116,7 +117,7 @@ class Heartbeat:
             if not self._registered.done():
                 self._registered.set_exception(error)
             else:
-                log.exception("the heartbeat ended", extra={"incarnation": self._incarnation})
+                self._facts.tell(facts.HeartbeatFailed(self._incarnation, repr(error)), traced=True)
                 self._lost(f"the heartbeat failed: {error!r}")
         finally:
             self._window = None
@@ -167,6 +168,7 @@ class Heartbeat:
             answer = await self._renew(store, beat, nonce, min(self._timing.call_timeout_s, mark - now))
             match answer:
                 case Granted(beat=next_beat):
+                    self._facts.tell(facts.Renewed(self._incarnation, self._clock.boottime() - now))
                     self._window = window.renewed(first_sent)
                     beat, nonce = next_beat, new_token()
                     due, first_sent = first_sent + self._timing.beat_s, None
@@ -183,7 +185,7 @@ class Heartbeat:
             async with asyncio.timeout(max(timeout_s, 0.001)):
                 return await store.renew(self._incarnation, beat, nonce, self._timing.ttl_s, self._load())
         except (StoreError, TimeoutError, OSError) as error:
-            log.warning("renewal got no answer: %s", error or "timed out", extra={"incarnation": self._incarnation})
+            self._facts.tell(facts.RenewalUnanswered(self._incarnation, str(error) or "timed out"))
             return None
 
     async def _wait(self, seconds: float) -> None:
@@ -198,7 +200,7 @@ class Heartbeat:
             async with asyncio.timeout(self._timing.call_timeout_s * 2):
                 await store.bury(self._incarnation, Death.RETIRED)
         except (StoreError, TimeoutError, OSError) as error:
-            log.warning("could not retire, the ttl will: %s", error, extra={"incarnation": self._incarnation})
+            self._facts.tell(facts.RetirementUnanswered(self._incarnation, str(error) or "timed out"))
 
 
 def _uncancellable() -> Future[None]:
@@ -212,9 +214,10 @@ def _uncancellable() -> Future[None]:
 class LoopWatch:
     """Reports an event loop that does not answer, with the stack that blocks it. Costs neither lease nor turn."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float, told: Facts | None = None) -> None:
         self._loop = loop
         self._limit_s = limit_s
+        self._facts = told or facts.Facts()
         self._thread_id = threading.get_ident()
         self._ended = threading.Event()
         self.stalls = 0
@@ -237,10 +240,6 @@ class LoopWatch:
             self.stalls += 1
             frame = sys._current_frames().get(self._thread_id)  # pyright: ignore[reportPrivateUsage] - documented API
             where = "".join(traceback.format_stack(frame, limit=8)) if frame else "(unknown)"
-            log.error(
-                "the event loop is blocked for over %g s; put blocking code into a thread (asyncio.to_thread):\n%s",
-                self._limit_s,
-                where,
-            )
+            self._facts.tell(facts.LoopBlocked(self._limit_s, where))
             while not answered.wait(self._limit_s) and not self._ended.is_set():
                 pass

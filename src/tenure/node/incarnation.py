@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import weakref
 from typing import TYPE_CHECKING, Any, final
 
+from tenure import facts
 from tenure.abc import Load
 from tenure.lease import TenureState
 
 if TYPE_CHECKING:
+    from tenure.facts import Facts
     from tenure.lease import IncarnationId
     from tenure.node.heartbeat import Heartbeat
     from tenure.node.initiation import Start
     from tenure.node.rehydration import Rehydration
     from tenure.node.tenure import Means, Tenure
-
-log = logging.getLogger("tenure.node")
 
 
 _OF_THIS_PROCESS: weakref.WeakSet[Incarnation] = weakref.WeakSet()
@@ -37,8 +36,9 @@ os.register_at_fork(after_in_child=_in_a_forked_child)
 class Incarnation:
     """The table of what one incarnation holds, and the flag that ends it for good."""
 
-    def __init__(self, id: IncarnationId) -> None:
+    def __init__(self, id: IncarnationId, told: Facts | None = None) -> None:
         self.id = id
+        self.facts = told or facts.Facts()
         self.table: dict[str, Tenure] = {}
         self.works: dict[asyncio.Task[None], None] = {}
         """What tenures run and has not ended, those included that were lost or superseded."""
@@ -60,6 +60,9 @@ class Incarnation:
         self.heartbeat: Heartbeat | None = None
         self.means: Means | None = None
         self.swept_s = 0.0
+        """When the last sweep ended, in the event loop's time."""
+        self.wanted = 0
+        """What the last sweep found wanted, and nobody does."""
         _OF_THIS_PROCESS.add(self)
 
     def trusts(self) -> bool:
@@ -75,7 +78,7 @@ class Incarnation:
         if self.given_up or self.retired:
             return
         self.given_up = True
-        log.error("incarnation given up: %s", why, extra={"incarnation": self.id})
+        self.facts.tell(facts.GaveUp(self.id, why, len(self.table)))
         for tenure in list(self.table.values()):
             tenure.lose(why)
         self.over.set()

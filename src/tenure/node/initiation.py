@@ -4,7 +4,6 @@ algorithm that it succeeds, line by line."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -68,15 +67,15 @@ if TYPE_CHECKING:
 
     from tenure.abc import AgentLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
+    from tenure.clock import Deadline
     from tenure.conversation import Record, Status
     from tenure.errors import Owner
     from tenure.lease import IncarnationId
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
-log = logging.getLogger("tenure.initiation")
 
-type Work = Callable[[Tenure], Awaitable[Reason | ProvisioningError | NodeUnavailableError]]
+type Work = Callable[[Tenure], Awaitable[Reason | Literal[Then.ABANDON] | ProvisioningError | NodeUnavailableError]]
 """What a tenure does between claim and release; the answer is how it is to be released."""
 
 TRIES = 20
@@ -149,7 +148,7 @@ async def maybe_start(incarnation: Incarnation, wish: Wish, default_agent: str) 
                 return tenure
             # It was held for something that needed no loop, and let go.
         except OwnershipLostError:
-            log.info("lost while it started, asking again", extra={"conversation": wish.conversation_id})
+            continue  # lost while it started: ask again
     raise NodeUnavailableError(f"conversation {wish.conversation_id} is let go again and again; see its journal")
 
 
@@ -216,11 +215,14 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str, work: 
     expected, death = UNCLAIMED if wish.forced is None else wish.forced, None
     if wish.forced is not None:
         creation = None
+    began = _means(incarnation).clock.boottime()
     for _ in range(TRIES):
-        answer = await _claim_once(incarnation, wish, expected, creation, death)
+        request = _claim_of(incarnation, wish, expected, creation, death)
+        answer = await _claim_once(incarnation, request)
         match answer:
             case Held(record=record):
-                return adopt(incarnation, answer, restarts=record.stopped and wish.forced is None, work=work)
+                restarts = record.stopped and wish.forced is None
+                return adopt(incarnation, answer, request, began, restarts=restarts, work=work)
             case Stale(record):
                 if wish.forced is not None:
                     raise _elsewhere(wish.conversation_id, record)
@@ -249,12 +251,11 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str, work: 
     raise NodeUnavailableError(f"conversation {wish.conversation_id} changes owners too fast to be claimed")
 
 
-async def _claim_once(
+def _claim_of(
     incarnation: Incarnation, wish: Wish, expected: Epoch, creation: Creation | None, death: Death | None
-) -> ClaimResult:
-    """One claim attempt under one token, repeated until it is answered: it is never forgotten (rule 3)."""
+) -> Claim:
     means = _means(incarnation)
-    request = Claim(
+    return Claim(
         conversation=wish.conversation_id,
         incarnation=incarnation.id,
         token=new_token(),
@@ -266,6 +267,11 @@ async def _claim_once(
         create=creation,
         death=death,
     )
+
+
+async def _claim_once(incarnation: Incarnation, request: Claim) -> ClaimResult:
+    """One claim attempt under one token, repeated until it is answered: it is never forgotten (rule 3)."""
+    means = _means(incarnation)
     failures = 0
     while True:
         if not incarnation.trusts():
@@ -323,7 +329,15 @@ def _no_agent(record: Record) -> str:
     return f"this node has no agent named {record.agent!r}"
 
 
-def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False, work: Work | None = None) -> Tenure:
+def adopt(
+    incarnation: Incarnation,
+    held: Held,
+    claim: Claim,
+    began: Deadline,
+    *,
+    restarts: bool = False,
+    work: Work | None = None,
+) -> Tenure:
     """Enter a granted claim into the table and begin its work; from here on it ends in release or loss.
 
     `restarts`: it was stopped, and whoever asked for it wants it to run. An answer that comes after that of a later
@@ -337,6 +351,7 @@ def adopt(incarnation: Incarnation, held: Held, *, restarts: bool = False, work:
     if before is not None:
         before.lose("superseded by a claim of the same node")
     tenure = Tenure(means, held.lease, held.record)
+    tenure.telling.claimed(claim, began, takeover=claim.forced or claim.why == "takeover" or claim.death is not None)
     tenure.restarts = restarts
     if before is not None and before.state is TenureState.LOST:
         tenure.predecessors = [*before.predecessors, *([before.work] if before.work is not None else [])]
@@ -367,7 +382,7 @@ async def hold(tenure: Tenure, work: Work) -> None:
     except OwnershipLostError as loss:
         tenure.lose(loss.why)
     except Exception as error:
-        log.exception("could not be released", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("it could not be released", traced=True)
         tenure.lose(f"could not be released: {reason_of(error)}")
     finally:
         await outlast(tenure)
@@ -406,7 +421,7 @@ async def serve(tenure: Tenure) -> Reason | Literal[Then.ABANDON] | Provisioning
             raise
         return ProvisioningError(tenure.conversation_id, tenure.step, "it was cancelled from within")
     except Exception as error:
-        log.exception("a tenure failed", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("its tenure failed", traced=True)
         return ProvisioningError(tenure.conversation_id, tenure.step, reason_of(error))
     finally:
         tenure.progress.end()
@@ -422,7 +437,7 @@ async def succeed(tenure: Tenure) -> None:
     """Two loops of one conversation never run side by side in a process, not even while one is being cancelled."""
     running = [work for work in tenure.predecessors if not work.done()]
     if running and (await asyncio.wait(running, timeout=CLOSE_S))[1]:
-        log.error("starting beside a loop that ignores its end", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("starting beside a loop that ignores its end")
 
 
 async def fold_and_settle(tenure: Tenure) -> Plan:
@@ -445,11 +460,12 @@ def let_go(tenure: Tenure, todo: Plan) -> Reason | ProvisioningError:
 
 async def provision(tenure: Tenure) -> Runtime:
     """The runtime: the current one if it still lives, else a new one whose name is journaled first (rules 9, 14)."""
-    means = tenure.means
+    means, began = tenure.means, tenure.means.clock.boottime()
     tenure.state = TenureState.PROVISIONING
     async with _bounded(tenure):
-        runtime = await _reattach(tenure)
+        runtime, outcome = await _reattach(tenure), "attached"
         if runtime is None:
+            outcome = "provisioned"
             spec = _spec(tenure, runtime_names(means.identity, tenure.conversation_id, tenure.lease.epoch)[0])
             retired = tenure.fold.runtime
             lost = [draft(RuntimeLost(retired, "its owner is gone"))] if retired is not None else []
@@ -462,6 +478,7 @@ async def provision(tenure: Tenure) -> Runtime:
         tenure.step = "configure"
         await means.provider.configure(runtime, await tenure.credentials.resolve())
     tenure.runtime = runtime
+    tenure.telling.provisioned(outcome, began)
     return runtime
 
 
@@ -510,6 +527,7 @@ async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
         await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
         tenure.state = TenureState.LIVE
         tenure.progress.end()
+        tenure.telling.live()
         tenure.ready.set_result(True)
         return await Turns(tenure, agent, live).run()
     finally:
@@ -522,7 +540,7 @@ async def _close(tenure: Tenure, opened: AsyncExitStack) -> None:
         async with asyncio.timeout(CLOSE_S):
             await opened.__aexit__(*sys.exc_info())
     except Exception:
-        log.exception("the loop did not close well", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("the loop did not close well", traced=True)
 
 
 def _means(incarnation: Incarnation) -> Means:

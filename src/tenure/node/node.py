@@ -8,12 +8,13 @@ incarnation; when it is drained it hands everything over and leaves.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from tenure.abc import About, NodeRecord, Refused, Submit, Submitted, TooLarge
+from tenure import facts
+from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
@@ -25,7 +26,6 @@ from tenure.errors import (
     StoreUnavailableError,
     UnknownConversationError,
 )
-from tenure.journal import canonical
 from tenure.lease import Epoch, IncarnationId, new_incarnation
 from tenure.node import initiation, rehydration
 from tenure.node.activity import Activity, Publisher, last_hour
@@ -36,12 +36,15 @@ from tenure.node.heartbeat import Heartbeat, LoopWatch
 from tenure.node.hold import Hold
 from tenure.node.incarnation import Incarnation
 from tenure.node.initiation import AgentLoopInfo, Wish
+from tenure.node.metrics import of_node
 from tenure.node.progress import StartInfo, start_info
-from tenure.node.reaper import REQUEST, Reaper, forget
+from tenure.node.reaper import REQUEST, Reaper, forget, store_identity
 from tenure.node.reasons import reason_of
 from tenure.node.restoration import insist_on_whole
 from tenure.node.tasks import Tasks, ended, settled
+from tenure.node.telling import told_of
 from tenure.node.tenure import Means
+from tenure.node.turn import too_large_an_answer
 from tenure.node.witness import Witness, possible
 from tenure.vault import Allowed, Veil
 
@@ -53,14 +56,11 @@ if TYPE_CHECKING:
     from tenure.node.rehydration import Copied, Copy
     from tenure.vault import Keys
 
-log = logging.getLogger("tenure.node")
 
 SUBMIT_TRIES = 4
 SUBMIT_S = 3.0
 """A store that has not answered for this long is out: the caller hears it, and tries again."""
 DIRECTORY_S = 0.2
-ANSWER_FRAME = 4096
-"""What an event takes beside the answer that it carries; the name of a question is bounded."""
 CLOSE_S = 8.0
 """How long what is cancelled may take to end."""
 
@@ -101,7 +101,8 @@ class Node:
         self.veil = veil or Veil()
         self.clock: Clock = clock or SystemClock()
         self.rng = rng or random.Random()
-        self.tasks = Tasks(self.rng)
+        self.facts = facts.Facts()
+        self.tasks = Tasks(self.rng, self.facts)
         self.stuck = asyncio.Event()
         """A loop did not end after the loss of the lease: the process should exit (``tenure serve`` does)."""
         self.drained = asyncio.Event()
@@ -117,6 +118,7 @@ class Node:
         self._loading: list[asyncio.Task[None]] = []
         self._living: tuple[float, dict[IncarnationId, NodeRecord]] = (float("-inf"), {})
         self._watch: LoopWatch | None = None
+        self.metrics = of_node(self)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -124,11 +126,11 @@ class Node:
         await self.store.__aenter__()
         try:
             await insist_on_whole(self.store)
-            self._identity = await self._store_identity()
+            self._identity = await store_identity(self.store)
             for name, agent in self.agents.items():
                 self._loading.append(self.tasks.start(self._load(name, agent), f"load {name}"))
             if self._threaded:
-                self._watch = LoopWatch(asyncio.get_running_loop(), self.config.blocked_loop_s)
+                self._watch = LoopWatch(asyncio.get_running_loop(), self.config.blocked_loop_s, self.facts)
                 self._watch.start()
             self._life = self.tasks.supervise(self._live, "life", self.config.ttl_s / 10)
             await self._present.wait()
@@ -153,26 +155,11 @@ class Node:
         finally:
             await self.store.__aexit__(None, None, None)
 
-    async def _store_identity(self) -> str:
-        """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap. A copy of it that lies
-        elsewhere draws its own: it must not touch the runtimes of the original."""
-        while True:
-            found = await self.store.get_paper("cluster", "identity")
-            known = None if found is None else str(found.document["id"])
-            place = "" if found is None else str(found.document.get("place", ""))
-            copied = place != "" and not self.store.lies_at(place)
-            if known is not None and not copied and (place or not self.store.place):
-                return known
-            document: JsonObject = {"id": new_incarnation()[:8] if known is None or copied else known}
-            if self.store.place:
-                document["place"] = self.store.place
-            await self.store.put_paper("cluster", "identity", document, 0 if found is None else found.version)
-
     async def _load(self, name: str, agent: AgentLoop) -> None:
         try:
             await agent.ready()
         except Exception as error:
-            log.exception("agent %s cannot be loaded", name)
+            self.facts.tell(facts.AgentUnloadable(name, reason_of(error)), traced=True)
             self._unready[name] = f"agent {name} cannot be loaded: {reason_of(error)}"
             return
         self._loaded[name] = agent
@@ -183,7 +170,7 @@ class Node:
     async def _live(self) -> None:
         """One incarnation after the other, until the node is drained."""
         while self._leaving is None:
-            incarnation = Incarnation(new_incarnation())
+            incarnation = Incarnation(new_incarnation(), self.facts)
             heartbeat = await self._appear(incarnation)
             witness = self._witnesses(incarnation)
             try:
@@ -221,6 +208,7 @@ class Node:
             load=incarnation.load,
             stop=lambda why: self._from_heartbeat(host, incarnation, why),
             lost=lambda why: self._lost(host, incarnation, why),
+            told=self.facts,
         )
         incarnation.heartbeat = heartbeat
         means = Means(
@@ -229,6 +217,7 @@ class Node:
             clock=self.clock,
             rng=self.rng,
             tasks=self.tasks,
+            facts=self.facts,
             agents=self._loaded,
             provider=self.provider,
             identity=self._identity,
@@ -246,7 +235,7 @@ class Node:
         self._incarnation = incarnation
         self._claimer = Claimer(incarnation, means, lambda: self._hear_requests(incarnation))
         self._present.set()
-        log.info("registered", extra={"incarnation": incarnation.id, "node": self.config.node})
+        self.facts.tell(facts.Registered(incarnation.id, self.config.node))
         return heartbeat
 
     def _keepers(self, incarnation: Incarnation) -> list[asyncio.Task[None]]:
@@ -270,17 +259,15 @@ class Node:
 
     async def _witness(self, incarnation: Incarnation) -> None:
         assert self.store.url is not None, "asked by `possible`"
-        witness = Witness(self.store.url, incarnation.id)
+        witness = Witness(self.store.url, incarnation.id, self.facts)
         try:
             await witness.keep(min(1.0, self.config.ttl_s / 3))
         finally:
             await asyncio.shield(self.tasks.start(witness.dismiss(), "dismiss the witness"))
 
     def _from_heartbeat(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
-        try:
+        with suppress(RuntimeError):  # the event loop is closed already
             host.call_soon_threadsafe(incarnation.give_up, why)
-        except RuntimeError:
-            log.debug("the event loop is closed already")
 
     def _lost(self, host: asyncio.AbstractEventLoop, incarnation: Incarnation, why: str) -> None:
         """Trust has ended: the children die now, whatever the event loop does. In the heartbeat's thread."""
@@ -290,8 +277,8 @@ class Node:
     def _kill_now(self) -> None:
         try:
             self.provider.kill_now()
-        except Exception:
-            log.exception("the processes of runtimes may still run")
+        except Exception as error:
+            self.facts.tell(facts.RuntimeLeft("of this node", reason_of(error)), traced=True)
 
     async def _mourn(self, incarnation: Incarnation) -> None:
         """Given up: every old loop ends before it retires, and before another incarnation registers (rule 11)."""
@@ -312,9 +299,9 @@ class Node:
         return self._here().id
 
     @property
-    def registered_as(self) -> IncarnationId | None:
-        """This start of the node, if there is one just now."""
-        return None if self._incarnation is None else self._incarnation.id
+    def present(self) -> Incarnation | None:
+        """This start of the node, if it has registered; given up or not."""
+        return self._incarnation
 
     @property
     def draining(self) -> bool:
@@ -339,7 +326,10 @@ class Node:
 
         :raises StoreUnavailableError: no answer; repeat it unchanged, the key deduplicates.
         """
-        if (large := self._too_large_an_answer(request)) is not None:
+        return await told_of(self.facts, request, self._submitted(request))
+
+    async def _submitted(self, request: Submit) -> Submitted:
+        if (large := too_large_an_answer(request, self.store.limits.event_bytes)) is not None:
             return large
         began = self.clock.boottime()
         for attempt in range(SUBMIT_TRIES):
@@ -354,14 +344,6 @@ class Node:
                 self._heard(request.conversation)
             return answer
         raise AssertionError("unreachable")
-
-    def _too_large_an_answer(self, request: Submit) -> TooLarge | None:
-        """An answer stands in the journal twice, the second time inside of ``turn_resumed``: that one must fit, too."""
-        if request.command is None or request.command.kind != "answer":
-            return None
-        limit = max(self.store.limits.event_bytes - ANSWER_FRAME, 0)
-        size = len(canonical(request.command.body).encode())
-        return TooLarge(0, size, limit) if size > limit else None
 
     def _heard(self, conversation_id: str) -> None:
         incarnation = self._incarnation
@@ -440,10 +422,8 @@ class Node:
     async def _tell(self, loser: IncarnationId, conversation_id: str) -> None:
         """Let the old owner look, so that its loop ends now and not at its next write. The fence does not need it."""
         request: JsonObject = {"what": "look", "conversation": conversation_id}
-        try:
+        with suppress(StoreUnavailableError):  # the old owner finds out by itself
             await self.store.put_paper(REQUEST, f"{loser}/look/{conversation_id}", request, 0)
-        except StoreUnavailableError:
-            log.debug("the old owner finds out by itself", extra={"conversation": conversation_id})
 
     async def _start(self, wish: Wish) -> AgentLoopInfo:
         if self.draining:
@@ -530,7 +510,7 @@ class Node:
     def forget(self, conversation_id: str, epoch: Epoch) -> None:
         """A deleted conversation's workspace goes at once, not with the reaper's next round, which finds runtimes alone.
         `epoch` is its last before the deletion. Best effort, in the background."""
-        work = forget(self.provider, self._identity, conversation_id, epoch)
+        work = forget(self.facts, self.provider, self._identity, conversation_id, epoch)
         self.tasks.start(work, f"forget {conversation_id}")
 
     # --- leaving ----------------------------------------------------------------------------------------------------
@@ -553,7 +533,7 @@ class Node:
                 case {"what": "look", "conversation": str(conversation_id)}:
                     await initiation.agreed(incarnation, conversation_id)
                 case other:
-                    log.warning("a request that this version does not know: %s", other)
+                    self.facts.tell(facts.RequestUnknown(str(other)[:200]))
 
     async def drain(self, deadline_s: float | None = None) -> None:
         """Leave: not ready, no new claims, turns run to the deadline, the rest is handed over, released, retired.
@@ -574,7 +554,7 @@ class Node:
             incarnation.retire()
         await self._end_life()
         self.drained.set()
-        log.info("drained", extra={"node": self.config.node})
+        self.facts.tell(facts.Drained(self.config.node))
 
     async def _elsewhere(self) -> tuple[str, ...]:
         try:

@@ -10,7 +10,6 @@ those whose node has died.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
@@ -18,6 +17,7 @@ from tenure.abc import Reading
 from tenure.clock import Instant
 from tenure.conversation import Status
 from tenure.errors import StoreError
+from tenure.facts import DeltaDropped, to_log
 from tenure.journal import StartFailed, read_body
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tenure.journal import Json, JsonObject
     from tenure.lease import IncarnationId, Lease
     from tenure.node.tenure import Means
-
-log = logging.getLogger("tenure.progress")
 
 KIND = "start"
 SLOW_S = 1.0
@@ -106,7 +104,7 @@ class Progress:
             if paper is None:  # an earlier write whose answer was lost
                 paper = await self._means.store.get_paper(KIND, name)
         except StoreError as error:
-            log.debug("a step is not shown: %s", error, extra={"conversation": self._lease.conversation})
+            to_log(DeltaDropped(self._lease.conversation, f"a step is not shown: {error}"))
         else:
             self._shown = paper.version if paper is not None else 0
 
@@ -116,7 +114,7 @@ class Progress:
                 KIND, paper_name(self._lease.conversation, self._lease.epoch), self._shown
             )
         except StoreError:
-            log.debug("left to the reaper", extra={"conversation": self._lease.conversation})
+            to_log(DeltaDropped(self._lease.conversation, "its steps are left to the reaper"))
 
 
 def paper_name(conversation: str, epoch: int) -> str:

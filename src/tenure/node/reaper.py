@@ -4,20 +4,22 @@ conversation is deleted. Periodically, and never by comparing epochs: a zombie m
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, final
 
+from tenure import facts
 from tenure.abc import Deleted, Reading, RuntimeFailure
 from tenure.conversation import Fold, fold
 from tenure.errors import StoreUnavailableError
+from tenure.lease import new_incarnation
 from tenure.node import progress
 from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
-    from tenure.abc import RuntimeProvider
+    from tenure.abc import RuntimeProvider, Store
+    from tenure.facts import Facts
+    from tenure.journal import JsonObject
     from tenure.node.incarnation import Incarnation
 
-log = logging.getLogger("tenure.reaper")
 
 FIRST_LOOK_S = 0.5
 FORGET_S = 30.0
@@ -37,14 +39,30 @@ def named_by(identity: str, name: str) -> bool:
     return name.startswith(f"{identity}.")
 
 
-async def forget(provider: RuntimeProvider, identity: str, conversation_id: str, epoch: int) -> None:
+async def forget(told: Facts, provider: RuntimeProvider, identity: str, conversation_id: str, epoch: int) -> None:
     """Destroy the workspace of a deleted conversation; what cannot be is said, and left behind."""
     try:
         async with asyncio.timeout(FORGET_S):
             name, workspace = runtime_names(identity, conversation_id, epoch)
             await provider.discard(name, workspace)
     except (RuntimeFailure, TimeoutError, OSError) as error:
-        log.warning("files are left behind: %s", error, extra={"conversation": conversation_id})
+        told.tell(facts.FilesLeft(conversation_id, reason_of(error)))
+
+
+async def store_identity(store: Store) -> str:
+    """Eight digits that name this store in the names of runtimes; agreed by compare-and-swap. A copy of it that lies
+    elsewhere draws its own: it must not touch the runtimes of the original."""
+    while True:
+        found = await store.get_paper("cluster", "identity")
+        known = None if found is None else str(found.document["id"])
+        place = "" if found is None else str(found.document.get("place", ""))
+        copied = place != "" and not store.lies_at(place)
+        if known is not None and not copied and (place or not store.place):
+            return known
+        document: JsonObject = {"id": new_incarnation()[:8] if known is None or copied else known}
+        if store.place:
+            document["place"] = store.place
+        await store.put_paper("cluster", "identity", document, 0 if found is None else found.version)
 
 
 @final
@@ -96,10 +114,10 @@ class Reaper:
             except StoreUnavailableError:
                 raise
             except Exception as error:  # one that cannot be judged or destroyed does not keep the others
-                log.warning("could not reap runtime %s yet: %s", name, reason_of(error))
+                means.facts.tell(facts.RuntimeLeft(name, reason_of(error)))
             else:
                 gone += 1
-                log.info("reaped runtime %s: %s", name, verdict, extra={"conversation": conversation})
+                means.facts.tell(facts.RuntimeReaped(conversation, name, verdict))
         return gone
 
     async def _sweep_papers(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
+from tenure import facts
 from tenure.abc import Reason
 from tenure.errors import ProvisioningError
 from tenure.journal import CommandSettled, Outcome, RuntimeDiscarded, StartFailed, draft
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tenure.journal import Draft
     from tenure.node.tenure import Tenure
 
-log = logging.getLogger("tenure.release")
 
 DISCARD_S = 30.0
 UNFINISHED_S = 3600.0
@@ -44,6 +43,7 @@ async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
         failed=failure.permanent,
         retry_in_s=None if failure.permanent else back_off,
     )
+    tenure.telling.start_failed(failure.step, speakable(tenure.masked(failure.reason)), permanent=failure.permanent)
     if tenure.fold.runtime is not None:
         await _discard(tenure, tenure.fold.runtime)
     if not tenure.ready.done():
@@ -81,7 +81,7 @@ async def _discard(tenure: Tenure, name: str) -> None:
         async with asyncio.timeout(DISCARD_S):
             await tenure.means.provider.discard(name)
     except Exception as error:
-        log.warning("runtime %s is left to the reaper: %s", name, reason_of(error))
+        tenure.means.facts.tell(facts.RuntimeLeft(name, reason_of(error)))
 
 
 async def abandon(tenure: Tenure) -> None:
@@ -93,7 +93,7 @@ async def abandon(tenure: Tenure) -> None:
         told = draft(StartFailed("rehydrate", why))
         await tenure.release(Reason.FAILED, [told], retry_in_s=min(left_s, UNFINISHED_S) + 1)
     else:
-        log.warning("a copy that was never finished is deleted", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("a copy that was never finished is deleted")
         await means.store.delete(tenure.conversation_id, tenure.lease.epoch, "tenure")
         tenure.lose("it was never finished, and is deleted")
     if not tenure.ready.done():
@@ -104,5 +104,5 @@ async def outlast(tenure: Tenure) -> None:
     """What ignores its cancellation is waited for: no node registers anew while an old loop runs (rule 11)."""
     running = [t for t in tenure.strays if not t.done()]
     if running:
-        log.error("waiting for an agent that was cancelled", extra={"conversation": tenure.conversation_id})
+        tenure.trouble("waiting for an agent that was cancelled")
         await asyncio.wait(running)

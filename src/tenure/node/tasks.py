@@ -7,24 +7,25 @@ that dies in silence is the commonest way in which clusters stop recovering.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, final
 
+from tenure import facts
 from tenure.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
-log = logging.getLogger("tenure.node")
+    from tenure.facts import Facts
 
 
 @final
 class Tasks:
     """Tasks that end with their owner, or before. Strong references; no exception goes unheard."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, told: Facts) -> None:
         self._rng = rng
+        self._facts = told
         self._running: dict[asyncio.Task[Any], None] = {}  # in order: a set of tasks has none that a seed can repeat
 
     def start[T](self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
@@ -44,9 +45,9 @@ class Tasks:
                 try:
                     await work()
                 except StoreUnavailableError as error:
-                    log.warning("%s waits for the store: %s", name, error)
+                    self._facts.tell(facts.StoreAwaited(name, str(error)))
                 except Exception:
-                    log.exception("background task failed, starting it again", extra={"task": name})
+                    self._facts.tell(facts.TaskFailed(name), traced=True)
                 ran_s = asyncio.get_running_loop().time() - started
                 failures = 0 if ran_s > 20 * pause_s else min(failures + 1, 6)
                 await asyncio.sleep(pause_s * 2**failures * self._rng.uniform(0.25, 0.75))
@@ -56,13 +57,13 @@ class Tasks:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug("task ended with %r", error, extra={"task": task.get_name()})
+            self._facts.tell(facts.TaskEnded(task.get_name(), repr(error)))
 
     async def cancel(self, patience_s: float) -> None:
         """Cancel what still runs and wait until it has ended; what ignores it is named and left behind."""
         running = [t for t in self._running if t is not asyncio.current_task()]
         if stuck := await ended(running, patience_s):
-            log.critical("tasks that ignore their cancellation: %s", [t.get_name() for t in stuck])
+            self._facts.tell(facts.TasksStuck("when the node was closed", ", ".join(t.get_name() for t in stuck)))
 
 
 async def ended(tasks: Iterable[asyncio.Task[Any]], patience_s: float) -> list[asyncio.Task[Any]]:

@@ -8,10 +8,10 @@ unchanged until it is answered, and a refusal ends the tenure: from that moment 
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, assert_never, final
 
+from tenure import facts
 from tenure.abc import (
     Append,
     Appended,
@@ -35,6 +35,7 @@ from tenure.node.activity import Activity
 from tenure.node.credentials import Credentials
 from tenure.node.progress import Progress
 from tenure.node.tasks import Tasks, settled
+from tenure.node.telling import Telling
 from tenure.vault import Allowed, Mask, Veil
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ if TYPE_CHECKING:
     from tenure.clock import Clock, Instant
     from tenure.config import Config
     from tenure.conversation import Record
+    from tenure.facts import Facts
     from tenure.journal import Command, Draft, Event, JsonObject
     from tenure.lease import Lease
     from tenure.vault import Keys, Secret
 
-log = logging.getLogger("tenure.tenure")
 
 type Drafts = Sequence[Draft] | Callable[[Fold], Sequence[Draft]]
 
@@ -69,6 +70,7 @@ class Means:
     clock: Clock
     rng: random.Random
     tasks: Tasks
+    facts: Facts
     agents: dict[str, AgentLoop]
     provider: RuntimeProvider
     identity: str
@@ -94,6 +96,7 @@ class Tenure:
         self.lease = lease
         self.record = record
         self.state = TenureState.CLAIMED
+        self.telling = Telling(means.facts, means.clock, lease)
         self.fold = Fold()
         self.runtime: Runtime | None = None
         self.loop_state: JsonObject | None = None
@@ -170,7 +173,7 @@ class Tenure:
             return
         self.state = TenureState.LOST
         self._loss = OwnershipLostError(self.conversation_id, self.lease.epoch, why)
-        log.warning("conversation lost: %s", why, extra={"conversation": self.conversation_id})
+        self.means.facts.tell(facts.Lost(self.conversation_id, self.lease.epoch, why))
         if not self.ready.done():
             self.ready.set_exception(self._loss)
         self.over.set()
@@ -196,6 +199,14 @@ class Tenure:
         """Nothing of it runs any more."""
         if self.mask is not None:
             self.means.veil.take_off(self.mask)
+
+    def trouble(self, what: str, *, traced: bool = False) -> None:
+        """Say what went wrong with it; `traced`: with the error that is being dealt with."""
+        self.means.facts.tell(facts.ConversationTrouble(self.conversation_id, what), traced=traced)
+
+    def refused(self, operation: str) -> None:
+        """Say that the store refused a write of it."""
+        self.means.facts.tell(facts.WriteRefused(self.conversation_id, self.lease.epoch, operation))
 
     def poke(self) -> None:
         """Something may have come: look."""
@@ -230,6 +241,7 @@ class Tenure:
             for event in reading.events:
                 if event.kind == Claimed.kind and event.epoch == self.lease.epoch:
                     self.means.activity.claimed(self.conversation_id, event)
+            self.telling.read(reading.events, self.fold)
             if self.fold.epoch > self.lease.epoch:  # somebody else has claimed, and maybe let go again
                 self.lose(f"epoch {self.fold.epoch} was claimed")
                 self.insist()
@@ -274,7 +286,7 @@ class Tenure:
 
     async def _pause(self, failures: int, error: Exception) -> int:
         if failures == 0:
-            log.warning("store unavailable, trying again: %s", error, extra={"conversation": self.conversation_id})
+            self.means.facts.tell(facts.StoreAwaited("a tenure", str(error), self.conversation_id))
         limit_s = self.means.config.ttl_s / 4
         await asyncio.sleep(min(limit_s, 0.02 * 2**failures) * self.means.rng.uniform(0.5, 1.5))
         return min(failures + 1, 10)
@@ -325,6 +337,7 @@ class Tenure:
             batch = self._batch(before, checked(before, drafts), drafts, state)
             result = await self._send(batch)
             self._number = batch.number
+            self.telling.journaled(drafts)
             if batch.snapshot is not None and batch.snapshot.fold is not None:
                 self._snapshot_seq = batch.snapshot.seq
             if state is not None:
@@ -359,6 +372,7 @@ class Tenure:
                         "write large results to a file of the workspace and journal its name",
                     )
                 case Fenced(record):
+                    self.refused("append")
                     self.lose("another claim is in force" if record else "the conversation is gone")
                     self.insist()
                 case _:
@@ -426,8 +440,11 @@ class Tenure:
                     case ReleasedNow():
                         self.state = TenureState.RELEASED
                         self.over.set()
+                        self.telling.journaled(batch.drafts)
+                        self.means.facts.tell(facts.Released(self.conversation_id, self.lease.epoch, reason.value))
                         return
                     case Fenced():
+                        self.refused("release")
                         self.lose("another claim is in force")
                         self.insist()
                     case TooLarge():

@@ -7,15 +7,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
-from tenure.abc import Message
+from tenure.abc import Message, TooLarge
 from tenure.errors import InvalidInputError, OwnershipLostError
-from tenure.journal import CORE_COMMANDS, CORE_KINDS, TurnWaiting, draft
+from tenure.journal import CORE_COMMANDS, CORE_KINDS, TurnWaiting, canonical, draft
 from tenure.node.reasons import speakable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tenure.abc import Appended, Runtime
+    from tenure.abc import Appended, Runtime, Submit
     from tenure.conversation import OpenTurn
     from tenure.journal import Draft, Event, Json, JsonObject
     from tenure.node.deltas import Deltas
@@ -26,6 +26,17 @@ OF_LOOPS = frozenset({"call_started", "call_finished", "call_restarted", "call_i
 
 STATUS_CHARS = 200
 ASK_CHARS = 200
+ANSWER_FRAME = 4096
+"""What an event takes beside the answer that it carries; the name of a question is bounded."""
+
+
+def too_large_an_answer(request: Submit, event_bytes: int) -> TooLarge | None:
+    """An answer stands in the journal twice, the second time inside of ``turn_resumed``: that one must fit, too."""
+    if request.command is None or request.command.kind != "answer":
+        return None
+    limit = max(event_bytes - ANSWER_FRAME, 0)
+    size = len(canonical(request.command.body).encode())
+    return TooLarge(0, size, limit) if size > limit else None
 
 
 @final

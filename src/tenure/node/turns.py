@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Reason
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from tenure.journal import Draft
     from tenure.node.tenure import Tenure
 
-log = logging.getLogger("tenure.turns")
 
 CUT_GRACE_S = 5.0
 """How long a cancelled turn, or an open call at a hand-over, is waited for."""
@@ -181,7 +179,7 @@ class Turns:
         turn.park_no_longer()
         self._tenure.strays.add(task)
         if await ended([task], CUT_GRACE_S):
-            log.error("the agent ignores cancellation", extra={"conversation": self._tenure.conversation_id})
+            self._tenure.trouble("the agent ignores cancellation")
 
     async def _yield_to_newcomer(self) -> None:
         """Policy ``interrupt``: a message that came during the open turn ends it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import select
 import subprocess
@@ -18,6 +17,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, final
 
+from tenure import facts
 from tenure.abc import Buried, Death
 from tenure.errors import StoreError
 from tenure.lease import IncarnationId
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tenure.abc import Store
+    from tenure.facts import Facts
 
-log = logging.getLogger("tenure.witness")
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV")
 """Variables that the witness inherits, by how they begin: an interpreter's own, none of the node's secrets."""
@@ -49,9 +49,10 @@ def possible(store: Store) -> bool:
 class Witness:
     """The node's side: starts the child, restarts it when it died, and tells it when there is nothing left to see."""
 
-    def __init__(self, url: str, incarnation: IncarnationId) -> None:
+    def __init__(self, url: str, incarnation: IncarnationId, told: Facts | None = None) -> None:
         self._url = url
         self._incarnation = incarnation
+        self._facts = told or facts.Facts()
         self._child: subprocess.Popen[bytes] | None = None
         self._hand = threading.Lock()
         """A start goes on in its thread when its caller is cancelled: who ends the child waits for it."""
@@ -67,12 +68,12 @@ class Witness:
         while True:
             if self.pid is None:
                 if self._child is not None:
-                    log.error("the witness died, starting another", extra={"incarnation": self._incarnation})
+                    self._facts.tell(facts.WitnessDied(self._incarnation))
                     await asyncio.to_thread(self._reap)
                 try:
                     await asyncio.to_thread(self._start)
                 except OSError as error:
-                    log.warning("no witness for now, the ttl decides: %s", error)
+                    self._facts.tell(facts.WitnessMissing(self._incarnation, str(error)))
             await asyncio.sleep(check_s)
 
     def _start(self) -> None:
@@ -168,5 +169,5 @@ async def _bury(store: Store, incarnation: IncarnationId) -> None:
             if isinstance(await store.bury(incarnation, Death.EXITED), Buried):
                 return
         except StoreError as error:
-            log.warning("could not bury yet: %s", error)
+            facts.to_log(facts.RetirementUnanswered(incarnation, str(error)))
         await asyncio.sleep(min(5.0, 0.01 * 2**attempt))

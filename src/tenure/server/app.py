@@ -90,6 +90,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
         ("POST", "/vault/rotate", secrets.rotate, {200: RotatedShape}),
         ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
         ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),
+        ("GET", "/metrics", cluster.metrics, {200: "metrics"}),
         ("GET", "/healthz", cluster.healthz, {200: HealthShape}),
         ("GET", "/readyz", cluster.readyz, {200: HealthShape}),
     ]

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast, final
 
 from fastapi import Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
 from tenure.clock import Instant
 from tenure.node.activity import MINUTES, Activity, Minute
@@ -65,6 +66,10 @@ class Cluster:
         """The process answers; nothing else is asked."""
         return json_reply(200, {"status": "ok"})
 
+    async def metrics(self) -> Response:
+        """What this node counts, in Prometheus' text format."""
+        return Response(self.node.metrics.text(), media_type=CONTENT_TYPE)
+
     async def readyz(self) -> Response:
         """Whether this node should be sent new work; if not, why."""
         reasons = self.node.readiness()
@@ -79,7 +84,7 @@ class Cluster:
             "node": record.about.node,
             "incarnation": record.incarnation,
             "address": record.about.address,
-            "here": record.incarnation == self.node.registered_as,
+            "here": self.node.present is not None and record.incarnation == self.node.present.id,
             "started_at": record.about.started_at.isoformat(),
             "expires_in_s": round(record.expires_in_s, 3),
             "lease_age_s": round(max(0.0, self.node.config.ttl_s - record.expires_in_s), 3),

@@ -7,7 +7,6 @@ standard ones: ``field``, ``limit`` and ``remedy`` for input; ``owner``, ``retry
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, final
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from tenure import errors
+from tenure.facts import RequestFailed, to_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tenure.journal import Json
 
 MEDIA_TYPE = "application/problem+json"
-log = logging.getLogger("tenure.server")
 
 
 class ProblemShape(TypedDict):
@@ -227,9 +226,8 @@ def answer_with_problems(app: FastAPI) -> None:
         if problem.status >= 500:
             # A driver's words may hold the store's address and password: the type must do.
             words = type(error.__cause__ or error).__name__ if isinstance(error, errors.StoreError) else str(error)
-            log.warning(
-                "%s %s: %s: %s", request.method, getattr(request.scope.get("route"), "path", "?"), problem.code, words
-            )
+            route = getattr(request.scope.get("route"), "path", "?")
+            to_log(RequestFailed(request.method, route, problem.code, words))
         return problem.response()
 
     async def raised(request: Request, error: Exception) -> Response:

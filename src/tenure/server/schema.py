@@ -27,6 +27,7 @@ _LINES = {
     "description": "JSON lines: the conversation, its events, the end; each with `chain`, a running SHA-256.",
     "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
 }
+_METRICS = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 _REF = "#/components/schemas/{model}"
 
 
@@ -39,6 +40,8 @@ def replies(shapes: dict[int, Any]) -> dict[str, Any]:
             declared[status] = _STREAM
         elif shape == "lines":
             declared[status] = _LINES
+        elif shape == "metrics":
+            declared[status] = _METRICS
         elif shape is None:
             declared[status] = {"description": "Done"}
         else:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 from starlette.responses import Response
 
 from tenure.errors import ConversationDeletedError, StoreUnavailableError, UnknownConversationError
+from tenure.facts import ReaderCut, to_log
 from tenure.server.watch import Settlement, Watch, Watches, epoch_at, outcome_of, read
 from tenure.server.wire import Bounds, event_text
 
@@ -33,8 +33,6 @@ _LINE_ENDS = {0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"}
 """What many a client takes for the end of a line; within JSON they have another form."""
 LAST_WORDS_S = 1.0
 """What a reader gets to take the end of its stream when the node shuts down."""
-
-log = logging.getLogger("tenure.server")
 
 
 def sse(event: str, data: str, id: str | None = None) -> bytes:
@@ -224,7 +222,7 @@ class _Reader:
             async with asyncio.timeout(self.bounds.slow_s):
                 await self.send({"type": "http.response.body", "body": data, "more_body": not last})
         except TimeoutError:
-            log.warning("a reader of %s took nothing for %g s: cut", self.watch.topic.subject, self.bounds.slow_s)
+            to_log(ReaderCut(self.watch.topic.subject, self.bounds.slow_s))
             raise _Over from None
         except OSError:
             raise _Over from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, final
 
 from tenure.abc import Hint, Topic
 from tenure.errors import StoreError
+from tenure.facts import HintsEnded, to_log
 from tenure.stores.redis.listener import Listener
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tenure.stores.redis.servers import Servers
 
-log = logging.getLogger("tenure.stores.redis")
 
 QUEUE = 1000
 """How many hints wait for one follower; then the oldest is dropped and the next one says so."""
@@ -130,7 +129,7 @@ class Hints:
                 await self._listen_once(attempts)
                 pause_s = FIRST_PAUSE_S
             except StoreError as error:
-                log.debug("no hints for now: %s", error)
+                to_log(HintsEnded(str(error)))
                 self._servers.forget()
             attempts += 1
             await asyncio.sleep(pause_s)
@@ -147,7 +146,7 @@ class Hints:
             self._listener = listener
             listener.subscribe(map(self._channel_of, self._followers))
             await listener.ended.wait()
-            log.info("hints ended: %s", listener.why)
+            to_log(HintsEnded(str(listener.why)))
         finally:
             self._listener = None
             self._confirmed.clear()

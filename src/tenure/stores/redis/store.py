@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
 from tenure.abc import Limits, Store
 from tenure.errors import StoreUnavailableError, StoreUnfitError
+from tenure.facts import StoreWeakens, to_log
 from tenure.stores.redis.address import parse_url
 from tenure.stores.redis.fitness import examine
 from tenure.stores.redis.hints import Follower, Hints
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from tenure.journal import JsonObject
     from tenure.lease import Epoch, IncarnationId, Lease
 
-log = logging.getLogger("tenure.stores.redis")
 
 PARTITIONS = 64
 SCHEMA = 1
@@ -116,7 +115,7 @@ class RedisStore(Store):
             await servers.close()
             raise
         for sentence in () if self._is_sibling else self.weakened:
-            log.warning("the store at %s weakens a promise: %s", self.address, sentence)
+            to_log(StoreWeakens(str(self.address), sentence))
         return self
 
     async def _keyspace(self, servers: Servers) -> Keyspace:

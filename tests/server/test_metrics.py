@@ -1,0 +1,154 @@
+"""``/metrics``: every series there at zero, nothing of a conversation in them, and true; dashboard and alerts know no others."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tenure import facts
+from tenure.abc import Death
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = re.compile(r"\btenure_[a-z_]+\b")
+SELECTOR = re.compile(r"(tenure_[a-z_]+)\{([^}]*)\}")
+GROUPED = re.compile(r"by \(([^)]*)\)")
+
+
+async def samples(http) -> dict[str, list]:
+    reply = await http.get("/metrics")
+    assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/plain")
+    found: dict[str, list] = {}
+    for family in text_string_to_metric_families(reply.text):
+        for one in family.samples:
+            found.setdefault(one.name, []).append(one)
+    return found
+
+
+def total(found, name: str, **labels: str) -> float:
+    return sum(s.value for s in found[name] if labels.items() <= s.labels.items())
+
+
+async def test_each_series_is_there_at_zero_and_names_its_node(http):
+    found = await samples(http)
+    assert all(name.startswith("tenure_") for name in found)
+    assert {s.labels["node"] for series in found.values() for s in series} == {"n1"}
+    counters = {name for name in found if name.endswith(("_total", "_count"))} - {
+        "tenure_renewal_seconds_count",
+        "tenure_event_loop_stalls_total",
+    }
+    assert len(counters) > 15 and all(total(found, name) == 0 for name in counters)
+    assert not [name for name in found if name.endswith("_created")]
+    assert total(found, "tenure_ready") == 1 and total(found, "tenure_heartbeat_slack_seconds") > 0
+
+
+async def test_received_is_accepted_plus_refused(http, cluster, eventually):
+    await http.post("/conversations", json={"id": "c1", "message": "hello", "key": "k1"})
+    await http.post("/conversations/c1/messages", json={"text": "again", "key": "k2"})
+    await http.post("/conversations/c1/messages", json={"text": "again", "key": "k2"})
+    assert (await http.post("/conversations/c1/messages", json={"text": "other", "key": "k2"})).status_code == 409
+    assert (await http.post("/conversations/nobody/messages", json={"text": "x"})).status_code == 404
+    await http.post("/conversations/c1/stop")
+    await http.delete("/conversations/c1")
+    assert (await http.post("/conversations/c1/messages", json={"text": "x"})).status_code == 410
+    found = await samples(http)
+    received, accepted = total(found, "tenure_commands_received_total"), total(found, "tenure_commands_accepted_total")
+    assert (received, accepted) == (7, 4)
+    assert received == accepted + total(found, "tenure_commands_refused_total")
+    assert total(found, "tenure_commands_refused_total", reason="key-reused") == 1
+    assert total(found, "tenure_commands_received_total", kind="stop") == 1
+
+
+async def test_a_turn_and_a_takeover_are_counted(http, cluster):
+    told = cluster.nodes["n1"].facts
+    ended = asyncio.ensure_future(told.until(facts.TurnEnded, conversation="c2"))
+    await http.post("/conversations", json={"id": "c2", "message": "hello"})
+    async with asyncio.timeout(20):
+        assert (await ended).outcome == "completed"
+    found = await samples(http)
+    assert total(found, "tenure_turn_seconds_count", outcome="completed") == 1
+    assert total(found, "tenure_claims_total", why="wanted") == 1
+    assert total(found, "tenure_provisionings_total", outcome="provisioned") == 1
+    assert total(found, "tenure_journal_lag_seconds_count") == 1
+    assert (total(found, "tenure_owned"), total(found, "tenure_takeovers_total")) == (1, 0)
+    live = asyncio.ensure_future(told.until(facts.Live, conversation="c2"))
+    await http.post("/conversations/c2/takeover")
+    async with asyncio.timeout(20):
+        assert (await live).takeover
+    found = await samples(http)
+    assert total(found, "tenure_takeovers_total", ended="forced") == 1
+    assert total(found, "tenure_takeover_seconds_count") == 1
+    assert total(found, "tenure_conversations_lost_total") == 1, "its own, by force"
+
+
+async def test_no_id_and_no_word_of_a_client_is_in_them(http):
+    await http.post("/conversations", json={"id": "telltale", "user_id": "ann-onymous", "message": "hush-hush"})
+    text = (await http.get("/metrics")).text
+    assert not re.search("telltale|ann-onymous|hush-hush", text)
+    assert len(text.splitlines()) < 600
+
+
+async def test_a_node_with_a_key_keeps_them_to_itself(cluster):
+    http = await cluster.http(await _keyed(cluster))
+    assert (await http.get("/metrics")).status_code == 401
+    assert (await http.get("/metrics", headers={"Authorization": "Bearer key"})).status_code == 200
+
+
+async def _keyed(cluster) -> str:
+    await cluster.node("keyed", api_key="key")
+    return "keyed"
+
+
+# --- dashboard, alerts, documentation
+
+
+def expressions() -> list[str]:
+    dashboard = json.loads((ROOT / "deploy/grafana-dashboard.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    variables = [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    rules = yaml.safe_load((ROOT / "deploy/prometheus-alerts.yaml").read_text())
+    alerts = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert len(panels) > 15 and len(alerts) > 8
+    return panels + variables + alerts
+
+
+async def test_panels_and_alerts_ask_for_what_a_node_exports(http):
+    found = await samples(http)
+    labels = {name: set().union(*(s.labels for s in series)) for name, series in found.items()}
+    for expression in expressions():
+        names = set(NAMES.findall(expression))
+        assert names and names <= set(found), expression
+        for name, selector in SELECTOR.findall(expression):
+            asked = dict(re.findall(r'(\w+)=~?"([^"]*)"', selector))
+            assert set(asked) <= labels[name], expression
+            for label, values in asked.items():
+                known = {s.labels[label] for s in found[name]}
+                assert values == "$node" or set(values.split("|")) <= known, expression
+        for group in GROUPED.findall(expression):
+            assert {part.strip() for part in group.split(",")} <= set().union(*(labels[n] for n in names)), expression
+
+
+async def test_every_metric_is_documented_and_asked_for(http):
+    families = [f.name for f in text_string_to_metric_families((await http.get("/metrics")).text)]
+    page = (ROOT / "docs/operating/metrics.md").read_text()
+    documented = set(re.findall(r"^\| `(tenure_[a-z_]+)", page, re.M))
+    exported = {name if f"`{name}`" in page else f"{name}_total" for name in families}
+    assert documented == exported
+    asked = {re.sub("_(total|bucket|count|sum)$", "", name) for text in expressions() for name in NAMES.findall(text)}
+    assert set(families) == asked, "a metric that no panel and no alert looks at"
+
+
+def test_every_fact_has_a_name_of_its_own_and_is_documented():
+    page = (ROOT / "docs/operating/metrics.md").read_text()
+    assert len(facts.ALL) == len({cls.__name__ for cls in facts.ALL.values()}) > 40
+    assert set(re.findall(r"^\| `([a-z]+\.[a-z_]+)`", page, re.M)) == set(facts.ALL)
+
+
+@pytest.mark.parametrize("death", Death)
+def test_every_way_to_die_has_a_series(death):
+    from tenure.node.metrics import ENDS
+
+    assert death.value in ENDS
