@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.proxy import Proxy
 from tenure.testing.servers import RedisServer
 
@@ -100,6 +101,30 @@ class RedisBacking(Backing):
         await asyncio.to_thread(self._stack.enter_context, self.server)
 
 
+class PostgresBacking(Backing):
+    """A server. What it has answered is on its disk."""
+
+    name = "postgresql"
+
+    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
+        super().__init__(folder, small_disk=small_disk)
+        self.server = PostgresServer()
+
+    @property
+    def url(self) -> str:
+        return self.server.url()
+
+    def url_for(self, node: str) -> str:
+        return self.url.replace(f":{self.server.port}/", f":{self.ways[node].port}/") if node in self.ways else self.url
+
+    async def way(self, node: str) -> Proxy:
+        self.ways[node] = await self._stack.enter_async_context(Proxy(self.server.port))
+        return self.ways[node]
+
+    async def _begin(self) -> None:
+        await asyncio.to_thread(self._stack.enter_context, self.server)
+
+
 @contextlib.contextmanager
 def _small_disk(place: Path) -> Iterator[None]:
     """Nothing is mounted where there are no rights: a full disk is then played with a limit on the size of files."""
@@ -112,10 +137,17 @@ def _small_disk(place: Path) -> Iterator[None]:
             subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-BACKINGS: dict[str, type[Backing]] = {one.name: one for one in (SqliteBacking, RedisBacking)}
+BACKINGS: dict[str, type[Backing]] = {one.name: one for one in (SqliteBacking, RedisBacking, PostgresBacking)}
 CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(BACKINGS)).split(",") if name]
 """The stores of this run."""
 
 
 LONG = "TENURE_CHAOS_SECONDS" in os.environ
 """`make chaos`: everything on every store; otherwise the stores share what takes long."""
+BRIEFLY = {"postgresql": ("test_storm", "test_freeze")}
+"""What `make test` runs on a store that it does not run everything on."""
+
+
+def chosen(module: str) -> list[str]:
+    """The stores that the tests of a module run on."""
+    return [name for name in CHOSEN if LONG or name not in BRIEFLY or module in BRIEFLY[name]]

@@ -51,8 +51,8 @@ class Fault:
 
 
 MENU: dict[str, Fault] = {}
-ALL = ("sqlite", "redis")
-NETWORKED = ("redis",)
+ALL = ("sqlite", "redis", "postgresql")
+NETWORKED = ("redis", "postgresql")
 
 
 def fault(
@@ -261,7 +261,7 @@ async def store_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIte
         server.thaw()
 
 
-@fault("store-full", "store", "maxmemory is reached: every write is refused", hold=(0.2, 1.3), stores=NETWORKED)
+@fault("store-full", "store", "maxmemory is reached: every write is refused", hold=(0.2, 1.3), stores=("redis",))
 async def store_full(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
     server: Any = one.backing.server  # type: ignore[attr-defined]
     await asyncio.to_thread(server.told, "CONFIG", "SET", "maxmemory", 1)

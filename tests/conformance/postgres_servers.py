@@ -4,17 +4,23 @@ Tests on one server are kept apart by the schema of their tables; making one cos
 suite takes one that an earlier case left, and empties it.
 """
 
+import asyncio
 import atexit
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, LiteralString, cast
+
+import psycopg
 
 from tenure.stores.postgres import PostgresStore
+from tenure.stores.postgres.schema import search_path
 from tenure.testing.postgres import PostgresServer, postgres_binaries
 from tenure.testing.store_suite import Factory, Stage
+from tenure.testing.store_suite.stage import PATIENCE_S
 
 BINARIES = postgres_binaries()
 NEWEST = next(reversed(BINARIES.values()))
@@ -54,3 +60,28 @@ async def stage_on(url: str) -> AsyncIterator[Stage]:
     """Nodes, writers and a store on a server's own time."""
     async with Stage.opened(lambda clock, limits: PostgresStore(url, limits=limits)) as stage:
         yield stage
+
+
+@contextlib.contextmanager
+def console(server: PostgresServer, schema: str) -> Iterator[psycopg.Connection[Any]]:
+    """A session of a test's own that calls the store's functions, and commits when the test says so."""
+    with server.connect() as connection:
+        connection.execute(cast("LiteralString", f"SET search_path = {search_path(schema)}"))
+        yield connection
+
+
+async def eventually[R](look: Callable[[], R], suits: Callable[[R], bool], what: str) -> R:
+    """Look again until it suits."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not suits(seen := look()):
+                await asyncio.sleep(0.01)
+            return seen
+    except TimeoutError:
+        raise AssertionError(f"not within {PATIENCE_S:g} s: {what}") from None
+
+
+async def blocked(server: PostgresServer) -> None:
+    """Wait until somebody waits for a lock."""
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    await eventually(lambda: server.ask(statement)[0][0], lambda count: count > 0, "a session waits for a lock")

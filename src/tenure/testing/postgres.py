@@ -191,6 +191,18 @@ class PostgresServer:
         """A crash ("immediate"): nothing is written any more, the next start recovers from the log."""
         self._end(signal.SIGQUIT)
 
+    def freeze(self) -> None:
+        """``SIGSTOP`` to every process of it: connected, and silent."""
+        for pid in (self.pid, *self._children()):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in (*self._children(), self.pid):
+            os.kill(pid, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def _end(self, number: signal.Signals) -> None:
         if self.running:
             assert self._child is not None
@@ -202,8 +214,7 @@ class PostgresServer:
 
     def __exit__(self, *exc: object) -> None:
         if self.running:
-            assert self._child is not None
-            self._child.send_signal(signal.SIGCONT)
+            self.thaw()
             try:
                 self.kill()
             except subprocess.TimeoutExpired:

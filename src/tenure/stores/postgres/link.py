@@ -93,7 +93,7 @@ class Link:
                 connection = await psycopg.AsyncConnection.connect(
                     address.conninfo,
                     autocommit=True,
-                    prepare_threshold=0,
+                    prepare_threshold=None,
                     application_name="tenure",
                     client_encoding="UTF8",
                     tcp_user_timeout=str(round(address.timeout_s * 1000)),
@@ -132,6 +132,8 @@ class Link:
                 "be lost in a crash; let this role set synchronous_commit, and connect to the server itself"
             )
         self.pooled = pid != self._connection.info.backend_pid
+        if not self.pooled:
+            self._connection.prepare_threshold = 0  # each at its first use
 
     @property
     def usable(self) -> bool:

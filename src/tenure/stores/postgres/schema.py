@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, LiteralString, cast
+from typing import TYPE_CHECKING, Final, LiteralString, cast
 
 from tenure.errors import StoreUnfitError
 from tenure.stores.postgres.link import Link, RejectedError, Statement
@@ -22,6 +22,11 @@ _SQL = Path(__file__).parent / "sql"
 SCHEMA = 1
 """The last migration that this release knows."""
 OLDEST_SERVER = 15
+
+# Asked of the catalogue itself: to_regclass() may answer from what this session remembers of the time before it had the lock.
+_EXISTS: Final = """
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s)
+"""
 
 
 @cache
@@ -106,8 +111,7 @@ async def _migrate(link: Link, address: Address) -> None:
 async def _migrate_alone(link: Link, address: Address) -> None:
     """Under the lock: look again, and do what is missing."""
     schema, code = address.schema, code_schema(address.schema)
-    exists = Statement("SELECT to_regclass(%s) IS NOT NULL", (f'"{schema}".meta',))
-    at = await _found(link, address) if (await link.run(exists))[0] == [(True,)] else 0
+    at = await _found(link, address) if await _exists(link, schema, "meta") else 0
     if at == 0:
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
     await link.script(f'SET LOCAL search_path = "{schema}"')
@@ -115,7 +119,10 @@ async def _migrate_alone(link: Link, address: Address) -> None:
         if number > at:
             await link.script(text)
             await link.script(f"UPDATE meta SET schema = {number}")
-    made = Statement("SELECT to_regtype(%s) IS NOT NULL", (f'"{code}".answer',))
-    if (await link.run(made))[0] == [(False,)]:
+    if not await _exists(link, code, "answer"):
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{code}"; SET LOCAL search_path = "{code}", "{schema}"')
         await link.script(functions())
+
+
+async def _exists(link: Link, schema: str, name: str) -> bool:
+    return (await link.run(Statement(_EXISTS, (schema, name))))[0][0][0]
