@@ -95,7 +95,7 @@ async def test_a_server_without_fsync_a_standby_and_another_encoding_are_refused
         careless.stop()
         (careless.folder / "data" / "standby.signal").touch()
         careless.start()
-        with pytest.raises(StoreUnavailableError, match="read-only|standby|read-write"):
+        with pytest.raises(StoreUnavailableError, match=r"read-only|standby|read-write"):
             await PostgresStore(careless.url()).__aenter__()
         with pytest.raises(StoreUnavailableError, match="is a standby"):
             await PostgresStore(careless.url(target_session_attrs="any")).__aenter__()
@@ -182,7 +182,7 @@ async def test_tables_of_a_release_that_does_not_know_us_any_more_are_refused(
         _next_release(newer, tmp_path, "UPDATE meta SET oldest = 2")
         async with PostgresStore(url):
             pass
-    with pytest.raises(StoreUnfitError, match="works with releases from 2 on, this one is 1.*upgrade this node"):
+    with pytest.raises(StoreUnfitError, match=r"works with releases from 2 on, this one is 1.*upgrade this node"):
         await PostgresStore(url).__aenter__()
 
 

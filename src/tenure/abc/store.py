@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 class Store(abc.ABC):
     """Where conversations live. An async context manager; used from one event loop.
 
-    Implementations: memory (the reference), SQLite, Redis. All pass one conformance suite,
+    Implementations: memory (the reference), SQLite, Redis, PostgreSQL. All pass one conformance suite,
     ``tenure.testing.store_suite``. A method earns its place here by being atomic.
     """
 
