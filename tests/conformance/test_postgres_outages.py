@@ -1,0 +1,166 @@
+"""Outages: a crash, silence. And what is counted: connections, round trips."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import postgres_servers
+import pytest
+from postgres_servers import eventually
+
+from tenure.abc import Accepted, Appended, Granted, Held, Load, Repeated, Submit, Topic
+from tenure.errors import StoreUnavailableError
+from tenure.stores.postgres.link import Link, Statement
+from tenure.testing.postgres import PostgresServer
+from tenure.testing.store_suite import Stage
+from tenure.testing.store_suite.stage import CREATION, Writer, expect, message, note
+
+LONG_S = 600.0
+OURS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenure'"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """Nobody else's: it is crashed, and its connections are counted."""
+    with PostgresServer(postgres_servers.NEWEST) as server:
+        yield server
+
+
+@pytest.fixture
+async def stage(server: PostgresServer) -> AsyncIterator[Stage]:
+    url = server.url(schema=postgres_servers.schema(), timeout_s=20, statement_s=10)
+    async with postgres_servers.stage_on(url) as stage:
+        yield stage
+
+
+async def persist(writer: Writer, *texts: str) -> int:
+    """Append as an owner does: an unknown outcome is repeated unchanged until it is answered. How often it was unknown."""
+    unknown = 0
+    for text in texts:
+        batch = writer.batch(note(text))
+        while True:
+            try:
+                answer = await writer.store.append(batch)
+            except StoreUnavailableError:
+                unknown += 1
+                await asyncio.sleep(0.01)
+                continue
+            done = answer.result if isinstance(answer, Repeated) else expect(Appended, answer)
+            writer.number, writer.seen = writer.number + 1, done.head
+            break
+    return unknown
+
+
+async def test_a_crash_of_the_server_loses_nothing_that_was_accepted(server: PostgresServer, stage: Stage):
+    writer = Writer(stage.store, await _held(stage))
+    await persist(writer, "before")
+    await asyncio.to_thread(server.kill)
+    with pytest.raises(StoreUnavailableError):
+        await stage.store.append(writer.batch(note("meanwhile")))
+    await asyncio.to_thread(server.start)
+    await persist(writer, "after")
+    assert [e.text for e in await stage.journal(writer.lease.conversation) if e.kind == "note"] == ["before", "after"]
+
+
+async def test_who_gives_up_on_a_silent_connection_leaves_it_to_nobody(server: PostgresServer, stage: Stage):
+    """The heartbeat's next attempt does not queue up behind the one that got no answer."""
+    incarnation = await stage.node(ttl_s=LONG_S)
+    before = {pid for (pid,) in server.ask(OURS)}
+    async with stage.store.sibling() as heart:
+        expect(Granted, await heart.renew(incarnation, 0, "a", LONG_S, Load()))
+        (pid,) = {pid for (pid,) in server.ask(OURS)} - before
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await heart.renew(incarnation, 1, "b", LONG_S, Load())
+            async with asyncio.timeout(10):
+                assert await heart.renew(incarnation, 1, "b", LONG_S, Load()) == Granted(2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_silent_server_is_an_unknown_outcome_in_time(server: PostgresServer, stage: Stage):
+    async with postgres_servers.stage_on(f"{stage.store.url}".replace("timeout_s=20", "timeout_s=1")) as hasty:
+        await hasty.store.nodes()
+        server.freeze()
+        try:
+            with pytest.raises(StoreUnavailableError, match="within 1 s"):
+                await hasty.store.nodes()
+        finally:
+            server.thaw()
+        await hasty.store.nodes()
+
+
+# counted
+
+
+async def test_connections_are_bounded(server: PostgresServer, stage: Stage):
+    store = stage.store
+    held = await _held(stage)
+    async with store.sibling() as heart, store.follow([Topic(Topic.WANTED)]):
+        working = asyncio.gather(
+            store.submit_all([Submit(f"c{i}", message("k"), CREATION) for i in range(200)]),
+            *(store.read(f"c{i}") for i in range(100)),
+            *(store.publish(held.lease, {"n": i}) for i in range(100)),
+            *(heart.nodes() for _ in range(20)),
+        )
+        most = 0
+        while not working.done():
+            most = max(most, len(await asyncio.to_thread(server.ask, OURS)))
+        answers = await working
+    assert all(isinstance(one, Accepted) for one in answers[0])
+    assert 1 <= most <= 10, "five to write and tell, two to read, one to listen; the heartbeat's store has at most two"
+
+
+async def test_round_trips(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    sent: list[int] = []
+    run = Link.run
+
+    async def counted(self: Link, *statements: Statement, **how: object):
+        if not any("tell(" in one.sql for one in statements):
+            sent.append(len(statements))
+        return await run(self, *statements, **how)  # type: ignore[arg-type]
+
+    held = await _held(stage)
+    incarnation = held.lease.incarnation
+    writer = Writer(stage.store, held)
+    async with stage.store.sibling() as heart:
+        await heart.nodes()
+        await stage.store.submit_all([Submit(f"w{i}", message("k"), CREATION) for i in range(3)])
+        await stage.store.wanted(incarnation, ["agent"], None, 10)
+        monkeypatch.setattr(Link, "run", counted)
+        await stage.store.claim(stage.claiming("new", incarnation, create=CREATION))
+        await writer.append(note(), note())
+        await stage.store.submit(Submit("new", message("k")))
+        await stage.store.read("new", snapshot=True)
+        await stage.store.wanted(incarnation, ["agent"], None, 10)
+        await heart.renew(incarnation, 0, "n", LONG_S, Load())
+        await writer.release()
+    assert sent == 7 * [1], "one each: start, append, message, wake-up (read), sweep, heartbeat, release"
+
+
+async def test_no_write_notifies(server: PostgresServer, stage: Stage):
+    """NOTIFY takes a lock of the whole database at commit: whoever writes must not."""
+    texts = server.ask(
+        "SELECT proname, prosrc FROM pg_proc WHERE pronamespace::regnamespace::text LIKE 't%%' AND prosrc LIKE '%%pg_notify%%'"
+    )
+    assert {name for name, _ in texts} == {"publish", "tell"}
+
+
+async def _held(stage: Stage) -> Held:
+    conversation = await stage.conversation()
+    incarnation = await stage.node(ttl_s=LONG_S)
+    return expect(Held, await stage.store.claim(stage.claiming(conversation, incarnation)))
+
+
+async def test_an_idle_store_asks_nothing(server: PostgresServer, stage: Stage):
+    await stage.node()
+    await eventually(
+        lambda: server.ask(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tenure' AND state = 'active'"
+        ),
+        lambda rows: rows == [(0,)],
+        "nothing runs",
+    )
