@@ -144,7 +144,7 @@ CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(BACKING
 
 LONG = "TENURE_CHAOS_SECONDS" in os.environ
 """`make chaos`: everything on every store; otherwise the stores share what takes long."""
-BRIEFLY = {"postgresql": ("test_storm", "test_freeze")}
+BRIEFLY = {"postgresql": ("test_storm",)}
 """What `make test` runs on a store that it does not run everything on."""
 
 
