@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import postgres_servers
 import redis_servers
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -58,7 +57,6 @@ from tenure.conversation import Settle
 from tenure.journal import CORE_COMMANDS, Command, Draft
 from tenure.lease import Epoch, IncarnationId, Lease, Token
 from tenure.stores.memory import Disk, MemoryStore
-from tenure.stores.postgres import PostgresStore
 from tenure.stores.redis import RedisStore
 from tenure.stores.sqlite import SqliteStore
 from tenure.testing.clock import ManualClock
@@ -442,22 +440,9 @@ class RedisMachine(StoreMachine):
         return RedisStore(self.url, clock=clock)
 
 
-class PostgresMachine(StoreMachine):
-    def __init__(self) -> None:
-        self.factory = postgres_servers.on(postgres_servers.shared_server(postgres_servers.NEWEST))
-        super().__init__()
-
-    def open(self, folder: Path, clock: ManualClock) -> Store:
-        store = self.factory(clock, None)
-        assert isinstance(store, PostgresStore)
-        return store
-
-
 TestMemory = MemoryMachine.TestCase
 TestMemory.settings = settings(max_examples=100, stateful_step_count=40)
 TestSqlite = SqliteMachine.TestCase
 TestSqlite.settings = settings(max_examples=30, stateful_step_count=30)
 TestRedis = RedisMachine.TestCase
 TestRedis.settings = settings(max_examples=30, stateful_step_count=30)
-TestPostgres = PostgresMachine.TestCase
-TestPostgres.settings = settings(max_examples=15, stateful_step_count=30)
