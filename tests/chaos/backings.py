@@ -138,16 +138,8 @@ def _small_disk(place: Path) -> Iterator[None]:
 
 
 BACKINGS: dict[str, type[Backing]] = {one.name: one for one in (SqliteBacking, RedisBacking, PostgresBacking)}
-CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(BACKINGS)).split(",") if name]
-"""The stores of this run."""
-
-
 LONG = "TENURE_CHAOS_SECONDS" in os.environ
 """`make chaos`: everything on every store; otherwise the stores share what takes long."""
-BRIEFLY = {"postgresql": ("test_storm",)}
-"""What `make test` runs on a store that it does not run everything on."""
-
-
-def chosen(module: str) -> list[str]:
-    """The stores that the tests of a module run on."""
-    return [name for name in CHOSEN if LONG or name not in BRIEFLY or module in BRIEFLY[name]]
+_USUAL = BACKINGS if LONG else ("sqlite", "redis")
+CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(_USUAL)).split(",") if name]
+"""The stores of this run: those that are named; else all in `make chaos`, and two of them in `make test`."""
