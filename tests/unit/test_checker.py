@@ -309,6 +309,14 @@ def a_call_that_never_ran(h: History) -> History:
     return drop(h, Effect)
 
 
+def test_a_call_that_raised_may_not_have_acted():
+    h = drop(sound(), Effect)  # that of the call that has finished
+    assert found(h) == {Guarantee.KNOWN_FATE}
+    error = {"error": {"type": "OSError", "text": "Too many open files"}}
+    events = [replace(e, body=e.body | error) if e.kind == "call_finished" else e for e in events_of(h)]
+    assert found(with_events(h, events)) == set()
+
+
 def a_call_that_nobody_knows(h: History) -> History:
     return changed(h, Effect, 0, call="t2.9")
 
