@@ -23,6 +23,7 @@ from tenure.abc import (
     Runtime,
     RuntimeProvider,
     RuntimeSpec,
+    Store,
     Submit,
     Turn,
 )
@@ -46,12 +47,16 @@ from tenure.journal import (
 from tenure.lease import IncarnationId, new_token
 from tenure.node import Node
 from tenure.stores.memory import Disk, MemoryStore
+from tenure.testing.backing import Backing, MemoryBacking
+from tenure.testing.faults import FaultyStore
 from tenure.testing.simloop import LoopClock, SimLoop, SimProcess, simulate
 
 C = "c1"
 """The conversation of a test that needs only one."""
 
 PATIENCE_S = 20.0
+
+type StoredIn = Callable[[LoopClock], Backing]
 
 
 async def until[T](what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
@@ -71,19 +76,29 @@ def in_virtual_time[**P](
     parameters = list(inspect.signature(test).parameters.values())
 
     @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, stored_in: StoredIn = MemoryBacking, **kwargs: Any) -> None:
         async def main(loop: SimLoop) -> None:
-            cluster = Cluster(LoopClock(loop), loop)
-            async with cluster:
-                await test(cluster, *args, **kwargs)
+            clock = LoopClock(loop)
+            backing = stored_in(clock)
+            try:
+                async with Cluster(clock, loop, backing) as cluster:
+                    await test(cluster, *args, **kwargs)
+            finally:
+                backing.close()
             if loop.errors:
                 raise AssertionError(loop.errors)
 
         simulate(main, limit_s)
 
     del run.__wrapped__  # pytest would look behind it
+    run.on_memory_alone = _looks_at_the_disk(test)  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(parameters[1:])
     return run
+
+
+def _looks_at_the_disk(test: Callable[..., Any]) -> bool:
+    """Whether a test looks into the memory store, or changes its clock."""
+    return any(word in inspect.getsource(test) for word in ("cluster.disk", "rewind(", "store.clock"))
 
 
 # --- the store, with a hand on it -----------------------------------------------------------------------------------
@@ -221,6 +236,32 @@ def _rigged(operation: str) -> Callable[..., Awaitable[Any]]:
 
 for _operation in OPERATIONS:
     setattr(RiggedStore, _operation, _rigged(_operation))
+
+
+class RiggedRealStore(FaultyStore):  # type: ignore[misc] - final, for everybody but this hand
+    """The same hand on a real store, which runs each operation to its end while virtual time stands still."""
+
+    def __init__(self, backing: Backing, rig: Rig, beats: Rig) -> None:
+        super().__init__(backing.connect(), random.Random(0), host=backing)
+        self.backing = backing
+        self.rig = rig
+        self.beats = beats
+
+    def sibling(self) -> "RiggedRealStore":
+        return RiggedRealStore(self.backing, self.beats, self.beats)
+
+    async def _ask(self, operation: Any, *arguments: Any, changes: bool = True, **options: Any) -> Any:
+        async def execute() -> Any:
+            result = self.backing.run(operation(*arguments, **options))
+            self.backing.stepped(operation.__name__, arguments, result)
+            return result
+
+        return await self.rig.through(operation.__name__, arguments, execute)
+
+    async def _carry(self, hints: Any) -> AsyncGenerator[Any]:
+        async for hint in hints:
+            if not self.rig.deaf:
+                yield hint
 
 
 # --- an agent and a provider whose every step a test decides --------------------------------------------------------
@@ -417,17 +458,29 @@ class Member:
 
 
 class Cluster:
-    """Nodes on one disk, and a client that writes to the store directly."""
+    """Nodes on one store, and a client that writes to it directly. In real time it is a memory disk."""
 
-    def __init__(self, clock: Clock | None = None, loop: SimLoop | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, loop: SimLoop | None = None, backing: Backing | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
         self.loop = loop
-        self.disk = Disk()
-        self.store = MemoryStore(self.disk, self.clock)
+        self.backing = backing if backing is not None else MemoryBacking(cast("LoopClock", self.clock))
+        self.store: Store = self.rigged(Rig(latency_s=0), Rig(latency_s=0))
         self.members: list[Member] = []
         self.standing: dict[str, str] = {}
         self._keys = 0
         self._stack = AsyncExitStack()
+
+    @property
+    def disk(self) -> Disk:
+        """What only a memory store lets a test look into."""
+        assert isinstance(self.backing, MemoryBacking), "this test is about the memory store"
+        return self.backing.disk
+
+    def rigged(self, rig: Rig, beats: Rig) -> Any:
+        """A way to the store with a hand on it."""
+        if isinstance(self.backing, MemoryBacking):
+            return RiggedStore(self.disk, self.clock, rig, beats)
+        return RiggedRealStore(self.backing, rig, beats)
 
     async def __aenter__(self) -> Self:
         return self
@@ -455,7 +508,7 @@ class Cluster:
         config = Config(**{"node": name, "address": f"test://{name}", "ttl_s": 1.0, "sweep_s": 0.2, **settings})
         process = self.loop.process(name) if self.loop is not None else None
         node = Node(
-            RiggedStore(self.disk, self.clock, rig, beats),
+            self.rigged(rig, beats),
             agents,
             provider=provider,
             config=config,
@@ -506,10 +559,12 @@ class Cluster:
     # --- what stands in the store -----------------------------------------------------------------------------------
 
     def record(self, conversation: str = C) -> Record:
-        return self.disk.conversations[conversation].row.record
+        found = self.backing.get(conversation)
+        assert found is not None, f"{conversation} does not exist"
+        return found.record
 
     def journal(self, conversation: str = C) -> list[Event]:
-        found = self.disk.conversations.get(conversation)
+        found = self.backing.get(conversation)
         return list(found.events) if found else []
 
     def kinds(self, conversation: str = C) -> list[str]:
@@ -524,8 +579,8 @@ class Cluster:
 
     def owner(self, conversation: str = C) -> str | None:
         """The name of the node that the record names."""
-        found = self.disk.conversations.get(conversation)
-        owner = found.row.record.owner if found else None
+        found = self.backing.get(conversation)
+        owner = found.record.owner if found else None
         return owner.node if owner else None
 
     def settled(self, seq: int, conversation: str = C) -> bool:
@@ -539,11 +594,11 @@ class Cluster:
 
     def status(self, conversation: str = C) -> Status:
         owner = self.record(conversation).owner
-        node = self.disk.nodes.get(owner.incarnation) if owner else None
-        return status(self.record(conversation), owner_alive=node is not None and not node.dead)
+        alive = owner is not None and not self.backing.is_dead(owner.incarnation)
+        return status(self.record(conversation), owner_alive=alive)
 
     def dead(self, incarnation: IncarnationId) -> bool:
-        return self.disk.nodes[incarnation].dead
+        return self.backing.is_dead(incarnation)
 
 
 def of(events: Iterable[Event], part: str) -> list[Json]:

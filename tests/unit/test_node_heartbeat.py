@@ -49,7 +49,9 @@ class Beating:
         self.rig = Rig()
         self.clock: Clock = cluster.clock
         self.said: list[tuple[float, str]] = []
-        self.store = RiggedStore(disk or cluster.disk, cluster.clock, self.rig, self.rig)
+        self.store = (
+            RiggedStore(disk, cluster.clock, self.rig, self.rig) if disk else cluster.rigged(self.rig, self.rig)
+        )
         self.heartbeat = Heartbeat(
             self.store,
             ME,
@@ -194,7 +196,8 @@ async def test_c24_a_copy_of_the_process_that_renews_is_refused(cluster: Cluster
     beating = await Beating(cluster).start()
     await until(lambda: beating.rig.count("renew") == 2)
     await asyncio.sleep(0.1)
-    beat = cluster.disk.nodes[ME].beat
+    (me,) = await cluster.store.nodes()
+    beat = me.beat
     await cluster.store.renew(ME, beat, "of the clone", 3.0, Load())
     await until(lambda: beating.words == ["stop", "lost"])
     await beating.heartbeat.retire()

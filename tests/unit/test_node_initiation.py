@@ -474,7 +474,6 @@ async def test_c19_backoff_and_poison(cluster: Cluster):
     gaps = [b - a for a, b in pairwise(at)]
     assert all(b > 1.1 * a for a, b in pairwise(gaps))
     assert cluster.record().lost == 0
-    assert cluster.record().retry_in_s is None  # as stored; what an answer carries follows
     assert not cluster.settled(said)
     for node in nodes:
         node.provider.at.clear()
