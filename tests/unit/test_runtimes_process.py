@@ -568,3 +568,15 @@ async def test_the_end_of_trust_with_the_event_loop_blocked(provider: ProcessPro
     assert killed.wait(DEADLINE_S), "in this thread: no callback of the event loop runs meanwhile"
     assert not alive(pid)
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_left_its_group_its_environment_and_its_parent_ends_with_the_runtime(
+    provider: ProcessProvider, runtime: ProcessRuntime
+):
+    """setsid, a double fork, another folder, an empty environment."""
+    file = place_of(runtime) / "pid"
+    await runtime.run(f"cd / && (env -i setsid sh -c 'sh -c \"echo \\$\\$ > {file}; exec sleep 600\" &' &) ; true")
+    pid = await until(lambda: number_in(file))
+    assert alive(pid)
+    await provider.discard(SPEC.name)
+    assert not alive(pid)

@@ -89,6 +89,7 @@ class ProcessRuntime:
             try:
                 with contextlib.suppress(ProcessLookupError):  # killed already, by a discard: it is said below
                     self._limits.impose(launched.group.pid)
+                    census.brand(launched.group.pid, str(self._mark))
             except (OSError, ValueError) as error:
                 raise RuntimeFailure(f"the limits of processes cannot be set: {error}", step="run") from error
             ran = await launched.finish(data, timeout_s or self._limits.timeout_s, self._grace_s)

@@ -5,7 +5,8 @@ those that left the group (a double fork) and those of a node that is dead or fr
 counts too, mark or not: the members of its session (a session begins with ``setsid`` and is inherited, so they all
 descend from a process of the runtime) and its children. So ``env -i`` alone does not escape.
 
-What does: a process that wipes its environment, begins its own session *and* has lost its parent. Processes are a
+A *brand*, a resource limit that nothing enforces and every child inherits, finds those that wiped their environment, began
+a session of their own *and* lost their parent. What escapes: a process that does so and sets that limit anew. Processes are a
 convenience, not a prison; use a container where agents are not trusted.
 
 A number is never enough to kill: numbers are reused. Between the census and the signal a process is pinned with a
@@ -14,8 +15,12 @@ pidfd and must have started when the census says. Needs ``/proc``; where there i
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import resource
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
 
 MARK = "TENURE_RUNTIME_FILE"
 """The environment variable that marks the processes of a runtime."""
+
+_LOCKS = 10
+"""``RLIMIT_LOCKS``: Linux enforces nothing by it since 2.4, and children inherit it through everything they do."""
 
 _ROUNDS = 60
 """Looks at the machine until the processes of a runtime are gone: about 5 s in all."""
@@ -56,7 +64,8 @@ def belonging(marks: Collection[str], group: int | None = None) -> list[Process]
     """The living processes of the runtimes with these marks; with `group`, only those in it. Never this process."""
     everybody = {process.pid: process for process in map(_process, _numbers()) if process is not None}
     sought = [f"{MARK}={mark}".encode() for mark in marks]
-    found = {pid for pid in everybody if any(entry in _environment(pid) for entry in sought)}
+    brands = {_brand(mark) for mark in marks}
+    found = {pid for pid in everybody if _branded(pid) in brands or any(entry in _environment(pid) for entry in sought)}
     ours = os.getsid(0)
     size = -1
     while len(found) > size:
@@ -66,6 +75,24 @@ def belonging(marks: Collection[str], group: int | None = None) -> list[Process]
     found.discard(os.getpid())
     members = (everybody[pid] for pid in found)
     return [p for p in members if p.alive and (group is None or p.group == group)]
+
+
+def brand(pid: int, mark: str) -> None:
+    """Mark a process once more, where ``env -i`` does not reach; best effort: inside another runtime it has a brand."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, _LOCKS, (_brand(mark), _brand(mark)))
+
+
+def _brand(mark: str) -> int:
+    return int.from_bytes(hashlib.sha256(mark.encode()).digest()[:7])
+
+
+def _branded(pid: int) -> int | None:
+    try:
+        return resource.prlimit(pid, _LOCKS)[1] if sys.platform == "linux" else None
+    except (OSError, ValueError):
+        return None
 
 
 def kill(marks: Collection[str], group: int | None = None) -> None:
