@@ -203,7 +203,7 @@ def test_the_table_says_what_was_broken():
 def test_a_broken_promise_is_an_exit_code(
     effects: list[str], code: Exit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    async def play(options: Options, folder: Path, console: Console) -> Verdict:
+    async def play(options: Options, store: str, folder: Path, console: Console) -> Verdict:
         (folder / "history.jsonl").write_text("")
         return judge(a_run(taken_over(), effects), [KILLED], effects_known=True)
 
@@ -217,7 +217,7 @@ def test_a_broken_promise_is_an_exit_code(
 @pytest.mark.parametrize("error", [NodeEndedError("n1 ended"), ExceptionGroup("all", [TimeoutError("n1 ended")])])
 @pytest.mark.blocking_ok  # a program for one person
 def test_a_demo_that_cannot_go_on_says_why(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    async def play(options: Options, folder: Path, console: Console) -> Verdict:
+    async def play(options: Options, store: str, folder: Path, console: Console) -> Verdict:
         raise error
 
     monkeypatch.setattr(demo, "_play", play)
