@@ -356,6 +356,20 @@ class DeltaDropped(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderOpened(Fact):
+    event, says = "provider.opened", "runtimes come from {provider}: {detail}"
+    provider: str
+    detail: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCaution(Fact):
+    event, level, says = "provider.caution", WARNING, "runtimes of {provider}: {caution}"
+    provider: str
+    caution: str
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeLeft(Fact):
     event, level, says = "runtime.left", WARNING, "runtime {runtime} is left to the reaper: {error}"
     runtime: str

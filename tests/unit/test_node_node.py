@@ -24,6 +24,7 @@ from tenure.config import Config
 from tenure.conversation import Status
 from tenure.errors import (
     ConversationOwnedElsewhereError,
+    InvalidInputError,
     NodeUnavailableError,
     ProvisioningError,
     StoreUnavailableError,
@@ -336,6 +337,47 @@ async def test_an_agent_that_cannot_be_loaded_is_named_with_its_reason(cluster: 
     assert "bad cannot be loaded: ImportError: no module named oops" in node.node.readiness()[0]
     said = await cluster.say()
     await until(lambda: cluster.settled(said))
+
+
+class Outspoken(Provider):
+    """It has something to say of itself, once it has looked."""
+
+    looked = False
+
+    async def open(self) -> None:
+        self.looked = True
+
+    @property
+    def detail(self):
+        return {"isolation": "none"} if self.looked else None
+
+    @property
+    def caution(self):
+        return "no walls here; build some"
+
+
+class Unfit(Provider):
+    async def open(self) -> None:
+        raise InvalidInputError("runtime", "isolate=require, but it is impossible", "build walls")
+
+
+@in_virtual_time
+async def test_what_a_provider_says_of_itself_is_told_and_journaled(cluster: Cluster, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    node = await cluster.add(provider=Outspoken(standing=cluster.standing))
+    await node.start()
+    assert [e.body["detail"] for e in cluster.events("runtime_ready")] == [{"isolation": "none"}]
+    told = [record.getMessage() for record in caplog.records]
+    assert "runtimes come from fake: {'isolation': 'none'}" in told
+    assert told.count("runtimes of fake: no walls here; build some") == 1, "once, not with each conversation"
+
+
+@in_virtual_time
+async def test_a_node_whose_provider_is_unfit_does_not_start(cluster: Cluster):
+    with pytest.raises(InvalidInputError, match="impossible; build walls"):
+        await cluster.add(provider=Unfit())
+    cluster.members.clear()
+    assert await cluster.store.nodes() == [], "it never registered"
 
 
 def test_a_node_needs_an_agent():

@@ -16,7 +16,7 @@ import pytest
 from tenure.abc import Ran, RuntimeFailure, RuntimeSpec
 from tenure.errors import InvalidInputError
 from tenure.runtimes import open_provider
-from tenure.runtimes.process import ProcessLimits, ProcessProvider, ProcessRuntime, census
+from tenure.runtimes.process import ProcessLimits, ProcessProvider, ProcessRuntime, census, isolation
 from tenure.runtimes.process.command import Launched
 
 SPEC = RuntimeSpec("s.c.e1", "s.c", "c")
@@ -99,10 +99,11 @@ async def test_input_reaches_the_command_whole_and_then_ends(runtime: ProcessRun
 
 
 async def test_a_command_runs_in_the_workspace_as_a_session_of_its_own(runtime: ProcessRuntime):
-    ran = await runtime.run("pwd; echo $$; cut -d' ' -f5,6 /proc/self/stat")
-    where, pid, groups = ran.stdout.splitlines()
+    ran = await runtime.run("pwd; cut -d' ' -f5,6 /proc/self/stat")
+    where, groups = ran.stdout.splitlines()
     assert Path(where) == place_of(runtime)
-    assert groups.split() == [pid, pid]
+    group, session = map(int, groups.split())
+    assert group == session != os.getsid(0)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +248,8 @@ asyncio.run(main())
         ("docker", "no provider is called 'docker'; use process"),
         ("", "no provider is called ''"),
         ("process?speed=1", "process has no limit 'speed'"),
+        ("process?network=all", "network is 'all'; use none, host"),
+        ("process?isolate=", "isolate is ''; use auto, require, off"),
         ("process?cpu_s=0", "cpu_s is '0'; give a whole number above 0"),
         ("process?cpu_s=x", "cpu_s is 'x'"),
         ("process?cpu_s=-1", "cpu_s is '-1'"),
@@ -260,8 +263,9 @@ def test_a_provider_is_named_with_its_limits(tmp_path: Path, url: str, says: str
 
 
 def test_limits_are_read_from_the_name(tmp_path: Path):
-    provider = open_provider("process?cpu_s=60&memory_bytes=&open_files=99", root=tmp_path)
+    provider = open_provider("process?cpu_s=60&memory_bytes=&open_files=99&network=host", root=tmp_path)
     assert isinstance(provider, ProcessProvider)
+    assert provider._wanted == isolation.Wanted(network="host")  # pyright: ignore[reportPrivateUsage]
     assert provider._limits == ProcessLimits(cpu_s=60, memory_bytes=None, open_files=99)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -305,6 +309,7 @@ async def test_credentials_are_in_the_environment_and_nowhere_else(
         {"A=B": "v-alue"},
         {"TENURE_X": "v-alue"},
         {"HOME": "v-alue"},
+        {"LD_PRELOAD": "v-alue"},
         {"A": "v-alue\0"},
     ],
 )
@@ -580,3 +585,158 @@ async def test_what_left_its_group_its_environment_and_its_parent_ends_with_the_
     assert alive(pid)
     await provider.discard(SPEC.name)
     assert not alive(pid)
+
+
+# --- kept apart from the node ---------------------------------------------------------------------------------------
+
+APART = [by for by in isolation.MEANS if isolation.find(isolation.Wanted(), {by: isolation.MEANS[by]}).by is not None]
+"""What isolates on this machine. Where it is nothing, that it is said is tested all the same."""
+SEEN = "readlink /proc/self/ns/net /proc/self/ns/user /proc/self/ns/pid; tail -n +3 /proc/net/dev | cut -d: -f1"
+
+
+@pytest.fixture(params=APART)
+async def apart(request: pytest.FixtureRequest, provider: ProcessProvider, monkeypatch: pytest.MonkeyPatch):
+    """A runtime whose commands are kept apart by this."""
+    means = {request.param: isolation.MEANS[request.param]}
+    monkeypatch.setattr(isolation, "MEANS", means)
+    await provider.open()
+    assert provider.detail == {"isolation": request.param, "network": "none"}
+    return await provider.provision(SPEC, lambda step: None)
+
+
+def namespaces() -> list[str]:
+    return [os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "user", "pid")]
+
+
+async def test_a_command_has_no_network_but_a_loopback_of_its_own(apart: ProcessRuntime):
+    listening = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    reach = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)"
+    async with listening:
+        ran = await apart.run([sys.executable, "-c", reach])
+        seen = (await apart.run(SEEN)).stdout.split()
+        open_to_all = await ProcessProvider(apart.path.parent, wanted=isolation.Wanted(network="host")).provision(
+            RuntimeSpec("n", "w", "c"), lambda step: None
+        )
+        assert (await open_to_all.run([sys.executable, "-c", reach])).exit_code == 0, "the node's, where asked for"
+    assert ran.exit_code == 1 and "Error" in ran.stderr
+    net, user, pid = namespaces()
+    assert seen[0] != net and seen[1] != user and seen[2] == pid and seen[3:] == ["lo"]
+
+
+async def test_a_command_has_no_rights_outside_but_those_of_its_user(apart: ProcessRuntime):
+    ran = await apart.run("cat /proc/self/uid_map; readlink /proc/self/ns/user; mknod node c 1 3 || echo refused")
+    user, outside, count, namespace, told = ran.stdout.split()
+    assert (int(user), int(outside), int(count)) == (os.geteuid(), os.geteuid(), 1), "one user, that of the node"
+    assert namespace != namespaces()[1] and told == "refused", "root makes devices, and it is not root outside"
+    assert (await apart.run("touch mine")).exit_code == 0
+    assert (apart.path / "mine").stat().st_uid == os.geteuid()
+
+
+async def test_apart_a_command_is_what_it_is_otherwise(apart: ProcessRuntime, provider: ProcessProvider):
+    assert await apart.run("echo out; echo err >&2; exit 3") == Ran(3, "out\n", "err\n")
+    assert await apart.run("cat", stdin="in") == Ran(0, "in", "")
+    assert (await apart.run("kill -9 $$")).exit_code == 137
+    missing = await apart.run(["no-such-program"])
+    assert missing.exit_code == 127 and "not found" in missing.stderr
+    ran = await apart.run("trap 'echo bye; exit 5' TERM; sleep 60 & wait", timeout_s=0.5)
+    assert ran == Ran(5, "bye\n", "", timed_out=True)
+    assert (await apart.run("ulimit -n; ulimit -c")).stdout.split() == ["4096", "0"], "its limits hold"
+
+
+@pytest.mark.parametrize(("command", "file"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+async def test_apart_nothing_outlives_the_runtime(apart: ProcessRuntime, tmp_path: Path, command: str, file: str):
+    left = await left_behind(apart, command, file)
+    assert alive(left)
+    await ProcessProvider(tmp_path / "root").discard(SPEC.name)
+    assert not alive(left)
+
+
+async def test_apart_the_end_of_trust_kills_at_once(apart: ProcessRuntime, provider: ProcessProvider):
+    running = asyncio.ensure_future(apart.run("trap '' TERM; sleep 60 & echo $! > child; echo $$ > pid; sleep 60"))
+    pid = await until(lambda: number_in(place_of(apart) / "pid"))
+    numbers = [pid, number_in(place_of(apart) / "child")]
+    await asyncio.to_thread(provider.kill_now)
+    await until(lambda: not any(map(alive, numbers)))
+    with pytest.raises(RuntimeFailure, match="was discarded"):
+        await running
+
+
+FAILS = {
+    "nothing is installed": ("tenure-none", "tenure-none is not installed"),
+    "the kernel refuses": ("false", "false does not do it: it answered 1"),
+    "it does nothing": ("env", "env does not do it: the namespaces are the node's own"),
+}
+
+
+@pytest.mark.parametrize(("program", "why"), FAILS.values(), ids=FAILS)
+async def test_where_it_is_impossible_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, why: str
+):
+    monkeypatch.setattr(isolation, "MEANS", {"one": ((program,), ())})
+    provider = open_provider("process", root=tmp_path)
+    await provider.open()
+    assert provider.detail == {"isolation": "none", "network": "host"}
+    assert why in provider.caution and "install bubblewrap" in provider.caution
+    runtime = await provider.provision(SPEC, lambda step: None)
+    assert (await runtime.run(SEEN)).stdout.split()[:3] == namespaces()
+    with pytest.raises(InvalidInputError) as refused:
+        await open_provider("process?isolate=require", root=tmp_path).open()
+    assert refused.value.field == "runtime" and why in str(refused.value) and "install bubblewrap" in str(refused.value)
+
+
+async def test_without_isolation_where_that_is_asked_for(tmp_path: Path):
+    provider = open_provider("process?isolate=off", root=tmp_path)
+    runtime = await provider.provision(SPEC, lambda step: None)
+    assert (await runtime.run(SEEN)).stdout.split()[:3] == namespaces()
+    assert provider.detail == {"isolation": "none", "network": "host"} and provider.caution == "", "nobody wonders"
+
+
+# --- each limit bites -----------------------------------------------------------------------------------------------
+
+BITES = {
+    "memory": (
+        ProcessLimits(memory_bytes=512 << 20),
+        "try:\n bytearray(1 << 30)\nexcept MemoryError:\n print('refused')",
+    ),
+    "files": (
+        ProcessLimits(file_bytes=4096),
+        "f = open('large', 'ab', 0); f.write(bytes(4096))\ntry: f.write(b'x')\nexcept OSError: print('refused')",
+    ),
+    "descriptors": (
+        ProcessLimits(open_files=64),
+        "import os\ntry:\n for _ in range(80): os.dup(0)\nexcept OSError: print('refused')",
+    ),
+}
+
+
+@pytest.mark.parametrize("isolate", ["auto", "off"])
+@pytest.mark.parametrize(("limits", "program"), BITES.values(), ids=BITES)
+async def test_a_limit_bites(tmp_path: Path, limits: ProcessLimits, program: str, isolate: str):
+    provider = ProcessProvider(tmp_path, limits=limits, wanted=isolation.Wanted(isolate))
+    ran = await (await provider.provision(SPEC, lambda step: None)).run([sys.executable, "-c", program])
+    assert ran.stdout.startswith("refused"), ran
+
+
+def tasks_of(user: int) -> int:
+    """How many threads this user runs: what the limit on processes counts."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*/task"):
+        try:
+            count += len(list(process.iterdir())) if process.stat().st_uid == user else 0
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return count
+
+
+async def test_the_number_of_processes_is_bounded(tmp_path: Path):
+    """It does not bind root, as is said: there the command becomes somebody else first."""
+    root = os.geteuid() == 0
+    user, become = (65534, "exec setpriv --reuid=65534 --clear-groups") if root else (os.geteuid(), "exec")
+    limits = ProcessLimits(processes=await asyncio.to_thread(tasks_of, user) + 30)
+    provider = ProcessProvider(tmp_path, limits=limits, wanted=isolation.Wanted("off"))
+    runtime = await provider.provision(SPEC, lambda step: None)
+    forks = "for n in $(seq 200); do sleep 60 >/dev/null 2>&1 & done; echo all of them"
+    ran = await runtime.run(f"{become} sh -c '{forks}'")
+    await provider.discard(SPEC.name)
+    assert "all of them" not in ran.stdout and "fork" in ran.stderr, ran

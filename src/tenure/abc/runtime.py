@@ -98,6 +98,22 @@ class RuntimeProvider(abc.ABC):
     outlives_node: bool = False
     """Whether a runtime lives on without the node that provisioned it, so that another one can attach to it."""
 
+    async def open(self) -> None:  # noqa: B027 - optional
+        """Before the node registers, each time it starts: look at what is there. Idempotent. Default: nothing.
+
+        :raises InvalidInputError: naming `runtime`: what was asked for is impossible here; the node does not start.
+        """
+
+    @property
+    def detail(self) -> JsonObject | None:
+        """What each ``runtime_ready`` says of a runtime made here, once it is open. Default: nothing."""
+        return None
+
+    @property
+    def caution(self) -> str:
+        """What people who run nodes must know of this provider on this machine, told once at start; most often empty."""
+        return ""
+
     @abc.abstractmethod
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> Runtime:
         """Make the runtime, or find the one of that name; return when it answers. `progress` names each step.

@@ -523,7 +523,7 @@ async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
             await agent.ready()
             live = await opened.enter_async_context(agent.open(LivePlace(tenure)))
         attached = tenure.fold.runtime_ready
-        told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name)
+        told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name, tenure.means.provider.detail)
         await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
         tenure.state = TenureState.LIVE
         tenure.progress.end()

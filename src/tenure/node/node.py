@@ -127,6 +127,7 @@ class Node:
         try:
             await insist_on_whole(self.store)
             self._identity = await store_identity(self.store)
+            await self._open_provider()
             for name, agent in self.agents.items():
                 self._loading.append(self.tasks.start(self._load(name, agent), f"load {name}"))
             if self._threaded:
@@ -138,6 +139,12 @@ class Node:
             await self._close()
             raise
         return self
+
+    async def _open_provider(self) -> None:
+        await self.provider.open()
+        self.facts.tell(facts.ProviderOpened(self.provider.kind, self.provider.detail))
+        if self.provider.caution:
+            self.facts.tell(facts.ProviderCaution(self.provider.kind, self.provider.caution))
 
     async def __aexit__(self, *exc: object) -> None:
         try:

@@ -17,7 +17,8 @@ def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
     """The provider that a URL names, with its files, if it has any here, under `root`.
 
     ``process`` runs commands on this machine, for instance ``process?cpu_s=60&memory_bytes=2000000000``; its limits
-    are :class:`tenure.runtimes.process.ProcessLimits`. ``http://…`` and ``https://…`` ask a sandbox service, with `token`
+    are :class:`tenure.runtimes.process.ProcessLimits`, and `network` and `isolate` say how commands are kept apart
+    (:class:`tenure.runtimes.process.Wanted`). ``http://…`` and ``https://…`` ask a sandbox service, with `token`
     as its bearer token (``docs/extending/http-runtimes.md``).
 
     :raises InvalidInputError: naming `runtime`: no such provider or limit.

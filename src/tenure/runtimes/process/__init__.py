@@ -7,7 +7,8 @@ discarded finds the file gone and ends by itself.
 
 A workspace lives as long as its conversation. Processes end with the epoch: nobody attaches to those of another node.
 
-Not a prison: commands run as the node's user. Offer it to people whom you would give a shell, or use a container.
+Commands run apart from the node where the machine allows it (see :mod:`~tenure.runtimes.process.isolation`). Not a prison:
+they have the node's user and its files. Offer it to people whom you would give a shell, or use a container.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import secrets
 import signal
 import threading
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
@@ -29,29 +31,37 @@ from tenure.errors import InvalidInputError
 from tenure.runtimes.process import census, files
 from tenure.runtimes.process.census import MARK
 from tenure.runtimes.process.command import INPUT_LIMIT, Group, Launched, ProcessLimits
+from tenure.runtimes.process.isolation import REMEDY, Isolation, Wanted, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tenure.journal import JsonObject
+
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "TZ")
 """What commands see of the node's own environment. Nothing else: it may hold secrets."""
 NAME_OF_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_NO_CREDENTIALS = ("TENURE_", "LD_")
+"""Ours; and what would run code of the workspace before the command is isolated."""
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 _DISCARDED = "was discarded: another owner has the conversation, or it was released"
 
-__all__ = ["ProcessLimits", "ProcessProvider", "ProcessRuntime"]
+__all__ = ["Isolation", "ProcessLimits", "ProcessProvider", "ProcessRuntime", "Wanted"]
 
 
 @final
 class ProcessRuntime:
     """A workspace and the processes of one epoch."""
 
-    def __init__(self, spec: RuntimeSpec, place: Path, mark: Path, limits: ProcessLimits, grace_s: float) -> None:
+    def __init__(
+        self, spec: RuntimeSpec, place: Path, mark: Path, limits: ProcessLimits, grace_s: float, isolation: Isolation
+    ) -> None:
         self.name = spec.name
         self._place = place
         self._mark = mark
         self._limits = limits
         self._grace_s = grace_s
+        self._isolation = isolation
         self._credentials: Mapping[str, str] = {}
         self._lock = threading.Lock()
         self._groups: set[Group] = set()
@@ -81,7 +91,9 @@ class ProcessRuntime:
         if len(data) > INPUT_LIMIT:
             raise InvalidInputError("stdin", f"has {len(data)} bytes, at most {INPUT_LIMIT}", "write it to a file")
         self._insist()
-        launched = await Launched.launch(argv, self._place, self._environment(), self._limits.output_bytes)
+        launched = await Launched.launch(
+            argv, self._place, self._environment(), self._limits.output_bytes, self._isolation
+        )
         try:
             with self._lock:
                 self._insist()
@@ -121,7 +133,7 @@ class ProcessRuntime:
     def configure(self, credentials: Mapping[str, str]) -> None:
         """Add these to the environment of every command from now on, instead of what was added before."""
         for name, value in credentials.items():
-            if not NAME_OF_VARIABLE.fullmatch(name) or name.startswith("TENURE_") or name == "HOME":
+            if not NAME_OF_VARIABLE.fullmatch(name) or name.startswith(_NO_CREDENTIALS) or name == "HOME":
                 raise RuntimeFailure(
                     f"{name[:80]!r} cannot be the name of a credential", step="configure", permanent=True
                 )
@@ -153,15 +165,20 @@ class ProcessProvider(RuntimeProvider):
     :param root: the folder; made if it is not there.
     :param limits: what each command may use.
     :param grace_s: how long a command has between SIGTERM and SIGKILL at its time-out.
+    :param wanted: how commands are kept apart from the node.
     """
 
     kind = "process"
     outlives_node = False
 
-    def __init__(self, root: Path, *, limits: ProcessLimits | None = None, grace_s: float = 2.0) -> None:
+    def __init__(
+        self, root: Path, *, limits: ProcessLimits | None = None, grace_s: float = 2.0, wanted: Wanted | None = None
+    ) -> None:
         self._given_root = Path(root)
         self._limits = limits or ProcessLimits()
         self._grace_s = grace_s
+        self._wanted = wanted or Wanted()
+        self._isolation: Isolation | None = None
         self._id = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._runtimes: dict[str, ProcessRuntime] = {}
@@ -170,7 +187,28 @@ class ProcessProvider(RuntimeProvider):
     @classmethod
     def parse(cls, root: Path, options: Mapping[str, str]) -> Self:
         """As ``open_provider`` reads it. :raises InvalidInputError: naming `runtime`."""
-        return cls(root, limits=ProcessLimits.parse(options))
+        apart = {field.name for field in fields(Wanted)}
+        wanted = Wanted.parse({name: text for name, text in options.items() if name in apart})
+        limits = ProcessLimits.parse({name: text for name, text in options.items() if name not in apart})
+        return cls(root, limits=limits, wanted=wanted)
+
+    async def open(self) -> None:
+        """Try how commands can be isolated here, once.
+
+        :raises InvalidInputError: naming `runtime`: it is required, and impossible; with the machine's reasons.
+        """
+        if self._isolation is None:
+            self._isolation = await asyncio.to_thread(find, self._wanted)
+
+    @property
+    def detail(self) -> JsonObject | None:
+        return self._isolation.detail if self._isolation is not None else None
+
+    @property
+    def caution(self) -> str:
+        if self._isolation is None or not self._isolation.why:
+            return ""
+        return f"commands are not isolated, they have the node's network: {self._isolation.why}; {REMEDY}"
 
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> ProcessRuntime:
         """Make the folder and the file that marks the runtime; the first time, see that a command runs.
@@ -183,12 +221,14 @@ class ProcessProvider(RuntimeProvider):
             runtime = self._runtimes.get(spec.name)
         if runtime is not None and await asyncio.to_thread(self._is_mine, spec.name):
             return runtime
+        await self.open()
         progress("workspace")
         try:
             place = await asyncio.to_thread(self._make, spec)
         except OSError as error:
             raise RuntimeFailure(f"{error.filename or self._root}: {error.strerror}", step="workspace") from error
-        runtime = ProcessRuntime(spec, place, self._mark(spec.name), self._limits, self._grace_s)
+        isolation = self._isolation or Isolation()
+        runtime = ProcessRuntime(spec, place, self._mark(spec.name), self._limits, self._grace_s, isolation)
         with self._lock:
             self._runtimes[spec.name] = runtime
         if not self._probed:

@@ -106,6 +106,11 @@ def kill(marks: Collection[str], group: int | None = None) -> None:
         told |= {p.name for p in new}
 
 
+def ask(marks: Collection[str], group: int) -> None:
+    """SIGTERM to those in the group, its first process left out."""
+    _signal_all([p for p in belonging(marks, group) if p.pid != group], signal.SIGTERM)
+
+
 def end(marks: Collection[str], group: int | None = None) -> list[Process]:
     """SIGKILL all of them until none is left; those that are there after about 5 s."""
     left: list[Process] = []
@@ -118,15 +123,15 @@ def end(marks: Collection[str], group: int | None = None) -> list[Process]:
     return left
 
 
-def _signal_all(processes: Iterable[Process]) -> None:
+def _signal_all(processes: Iterable[Process], number: signal.Signals = signal.SIGKILL) -> None:
     for process in processes:
         try:
-            _signal(process)
+            _signal(process, number)
         except (ProcessLookupError, PermissionError):  # gone; or it became another user, and is not ours to end
             continue
 
 
-def _signal(process: Process) -> None:
+def _signal(process: Process, number: signal.Signals = signal.SIGKILL) -> None:
     try:
         pinned = os.pidfd_open(process.pid)
     except (AttributeError, OSError) as error:
@@ -138,9 +143,9 @@ def _signal(process: Process) -> None:
         if found is None or found.name != process.name:
             return
         if pinned is None:
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, number)
         else:
-            signal.pidfd_send_signal(pinned, signal.SIGKILL)
+            signal.pidfd_send_signal(pinned, number)
     finally:
         if pinned is not None:
             os.close(pinned)

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tenure.runtimes.process.isolation import Isolation
+
 # The group waits for a line of its standard input: until then its limits are set. Then it looks whether its runtime is
-# still there: what was discarded by another process of this machine starts nothing more.
+# still there: what was discarded by another process of this machine starts nothing more. Whatever isolates the command
+# begins after that: its limits hold for that, too. The second shell says what is not found, in the same words everywhere.
 LAUNCH = f'read -r go && [ -e "${MARK}" ] || exit 126; exec "$@"'
+ISOLATED = ("/bin/sh", "-c", 'exec "$@"', "sh")
 
 LINGER_S = 0.3
 """How long output is read on after the command has ended, when something it left in the background holds it open."""
@@ -58,7 +62,9 @@ class ProcessLimits:
         values: dict[str, int | None] = {}
         for name, text in given.items():
             if name not in known:
-                raise InvalidInputError("runtime", f"process has no limit {name[:80]!r}", f"use {', '.join(known)}")
+                raise InvalidInputError(
+                    "runtime", f"process has no limit {name[:80]!r}", f"use {', '.join(known)}, network, isolate"
+                )
             if not (text.isdecimal() and 0 < int(text) < 1 << 62) and not (known[name] and text == ""):
                 raise InvalidInputError("runtime", f"{name} is {text[:80]!r}", "give a whole number above 0")
             values[name] = int(text) if text else None
@@ -181,17 +187,25 @@ class Exchange(asyncio.SubprocessProtocol):
 class Launched:
     """A command that stands at its starting line: its process exists and waits. :meth:`finish` lets it go."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, exchange: Exchange, mark: str, stdin: int) -> None:
+    def __init__(
+        self, transport: asyncio.SubprocessTransport, exchange: Exchange, mark: str, stdin: int, isolation: Isolation
+    ) -> None:
         self.group = Group(transport.get_pid())
         self._mark = mark
         self._transport = transport
         self._exchange = exchange
         self._stdin = stdin
+        self._isolation = isolation
         self._feed: asyncio.WriteTransport | None = None
 
     @classmethod
     async def launch(
-        cls, argv: Sequence[str], place: Path, environment: Mapping[str, str], output_bytes: int
+        cls,
+        argv: Sequence[str],
+        place: Path,
+        environment: Mapping[str, str],
+        output_bytes: int,
+        isolation: Isolation,
     ) -> Launched:
         """Make the group, stopped before the command begins.
 
@@ -199,11 +213,12 @@ class Launched:
         :raises RuntimeFailure: the machine makes no process now.
         """
         exchange = Exchange(output_bytes)
+        apart = [*isolation.prefix, *ISOLATED] if isolation.prefix else []
         reading, writing = os.pipe()
         try:
             transport, _ = await asyncio.get_running_loop().subprocess_exec(
                 lambda: exchange,
-                *("/bin/sh", "-c", LAUNCH, "sh", *argv),
+                *("/bin/sh", "-c", LAUNCH, "sh", *apart, *argv),
                 stdin=reading,
                 cwd=place,
                 env=environment,
@@ -218,7 +233,7 @@ class Launched:
             raise
         finally:
             os.close(reading)
-        return cls(transport, exchange, environment[MARK], writing)
+        return cls(transport, exchange, environment[MARK], writing, isolation)
 
     async def finish(self, stdin: bytes, timeout_s: float, grace_s: float) -> Ran:
         """Let it go, and wait for its end: the whole group is ended at the time-out, and when this is cancelled."""
@@ -229,7 +244,7 @@ class Launched:
                 await asyncio.shield(self._exchange.exited)
         except TimeoutError:
             timed_out = True
-            self.group.signal(signal.SIGTERM)
+            await self._ask_to_end()
             await asyncio.wait([self._exchange.exited], timeout=grace_s)
             await asyncio.to_thread(census.kill, [self._mark], self.group.pid)  # also without its first process
             self.group.signal(signal.SIGKILL)
@@ -244,6 +259,13 @@ class Launched:
             truncated=stdout.truncated or stderr.truncated,
             timed_out=timed_out,
         )
+
+    async def _ask_to_end(self) -> None:
+        """SIGTERM. A program that waits for the command must hear how it ends, so it is not told itself."""
+        if self._isolation.forks:
+            await asyncio.to_thread(census.ask, [self._mark], self.group.pid)
+        else:
+            self.group.signal(signal.SIGTERM)
 
     async def _go(self, stdin: bytes) -> None:
         file = open(self._stdin, "wb", buffering=0)  # noqa: ASYNC230 - a pipe; the transport closes it
