@@ -95,17 +95,19 @@ class Report:
     starts: int = 0
     claims: int = 0
     refused: int = 0
+    given_up: int = 0
+    """Starts that failed for good, after too many lost owners, and were asked for anew when the faults were over."""
     exits: Counter[str] = field(default_factory=Counter)
     calms: list[float] = field(default_factory=list)
     takeovers: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def lines(self) -> Iterator[str]:
-        yield f"store {self.store}, seed {self.seed}: {sum(self.faults.values())} faults in {self.rounds} rounds, {self.seconds:.0f} s, no violation"
+    def lines(self, verdict: str = "no violation") -> Iterator[str]:
+        yield f"store {self.store}, seed {self.seed}: {sum(self.faults.values())} faults in {self.rounds} rounds, {self.seconds:.0f} s, {verdict}"
         yield "faults: " + ", ".join(f"{name} {n}" for name, n in sorted(self.faults.items()))
         yield (
             f"{self.conversations} conversations, {self.accepted} messages accepted ({self.again} found again by key after a lost answer), "
             f"{self.turns} turns ended, {self.calls} tool calls begun, {self.effects} side effects, {self.starts} starts asked, "
-            f"{self.claims} claims, {self.refused} late writes refused by the store"
+            f"{self.claims} claims, {self.refused} late writes refused by the store, {self.given_up} starts failed for good and asked for anew"
         )
         yield "ends of node processes: " + ", ".join(f"{name} {n}" for name, n in sorted(self.exits.items()))
         yield f"from the last fault of a round to rest: {_percentiles(self.calms)}"
@@ -193,8 +195,10 @@ class Run:
         self.on_round(self.report)
 
     def _told(self, seed: str, error: Exception) -> str:
+        self.report.seconds = time.monotonic() - self._began
         whole = _leaves(error)
         lines = ["the timeline of the round (seconds):", *self.timeline, "", *whole, ""]
+        lines += ["up to then:", *self.report.lines(f"a promise broken in round {seed}"), ""]
         lines.append(
             f"again: python tests/chaos/combined.py --store {self.report.store} --seed {seed} --faults {ROUND}"
         )
@@ -369,7 +373,7 @@ class Run:
             while not await self._is_up(node):
                 assert time.monotonic() - began < CALM_S, f"{node.name} does not come up: {node.log[-3000:]}"
         await self.one.answers()
-        await self.one.quiescent()
+        self.report.given_up += await self.one.quiescent()
         self.report.calms.append(time.monotonic() - began)
         self.note("rest")
         assert not self.unexpected, "\n".join(self.unexpected)

@@ -35,6 +35,7 @@ async def test_a_broken_promise_is_told_with_the_timeline_and_the_seed(tmp_path)
     told = str(caught.value)
     assert "key never-sent was accepted and is gone" in told
     assert " is over\n" in told and "calm\n" in told
+    assert "a promise broken in round 3.0\nfaults: " in told, "what was done up to then"
     assert f"--store {CHOSEN[0]} --seed 3.0" in told
 
 

@@ -250,14 +250,45 @@ class World:
 
         return await self.until(look, f"the end of the turn on {sent['seq']} in {conversation}")
 
-    async def quiescent(self, conversations: set[str] | None = None) -> None:
-        """Everything that was accepted is settled."""
+    async def quiescent(self, conversations: set[str] | None = None) -> int:
+        """Everything that was accepted is settled; how often that took a new ``start``.
+
+        A conversation that has lost too many owners while it was started has failed for good (decision 0003): by
+        design it rests, with its messages, until somebody asks again. Here somebody does.
+        """
         ids = sorted(self.conversations if conversations is None else conversations)
+        again = 0
+
+        async def restless() -> list[str]:
+            nonlocal again
+            found = list(zip(ids, await self.records(ids), strict=True))
+            for name in (name for name, record in found if record is not None and record.failed):
+                again += 1
+                await self.post(f"/conversations/{name}/start?wait_s=0", {"key": self.key()})
+            return [name for name, r in found if r is None or r.unsettled or r.wanted or r.failed]
 
         async def rest() -> bool:
-            return all(r is not None and r.unsettled == 0 and not r.wanted for r in await self.records(ids))
+            return not await restless()
 
-        await self.until(rest, f"rest in {ids}")
+        try:
+            await self.until(rest, "rest")
+        except AssertionError as error:
+            told = [await self.described(name) for name in await restless()]
+            raise AssertionError("\n".join([str(error), *told])) from None
+        return again
+
+    async def described(self, conversation: str) -> str:
+        """What the store says of one conversation: its record, whether its owner lives, its last events."""
+        [record] = await self.records([conversation])
+        if record is None:
+            return f"{conversation}: no record"
+        living = {n.incarnation: n.expires_in_s for n in await self.store.nodes() if not n.dead}
+        alive = "nobody" if record.owner is None else living.get(record.owner.incarnation, "dead")
+        lines = [f"{conversation}: {record}", f"    owner expires in: {alive}"]
+        lines += [
+            f"    {e.seq} e{e.epoch} {e.kind} {e.turn or ''} {e.body}" for e in (await self.events(conversation))[-5:]
+        ]
+        return "\n".join(lines)
 
     async def records(self, ids: list[str]) -> list[Record | None]:
         """In portions that every store takes."""

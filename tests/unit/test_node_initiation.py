@@ -518,6 +518,19 @@ async def test_a_permanent_failure_fails_the_conversation_until_the_next_command
 
 
 @in_virtual_time
+async def test_a_start_by_hand_takes_a_failed_conversation_back_for_good(cluster: Cluster):
+    """It is claimed without a command: one is journaled, or the record would call it failed for ever."""
+    node = await cluster.add(provider=Provider(at={"provision": failing(RuntimeFailure("gone", permanent=True))}))
+    said = await cluster.say()
+    await until(lambda: cluster.status() is Status.FAILED)
+    node.provider.at.clear()
+    await node.start()
+    await until(lambda: cluster.settled(said))
+    assert cluster.record().failed is False
+    assert cluster.kinds().count("start") == 1
+
+
+@in_virtual_time
 async def test_a_reason_that_no_journal_takes_is_cut_to_one_that_it_does(cluster: Cluster):
     """A reason may be huge, or no Unicode, or fail to be told at all: the claim is released all the same."""
 

@@ -221,7 +221,8 @@ async def claim(incarnation: Incarnation, wish: Wish, default_agent: str, work: 
         answer = await _claim_once(incarnation, request)
         match answer:
             case Held(record=record):
-                restarts = record.stopped and wish.forced is None
+                # Only a command takes back "failed": without one it would be called so for ever, whatever it does.
+                restarts = record.failed or (record.stopped and wish.forced is None)
                 return adopt(incarnation, answer, request, began, restarts=restarts, work=work)
             case Stale(record):
                 if wish.forced is not None:
@@ -340,8 +341,8 @@ def adopt(
 ) -> Tenure:
     """Enter a granted claim into the table and begin its work; from here on it ends in release or loss.
 
-    `restarts`: it was stopped, and whoever asked for it wants it to run. An answer that comes after that of a later
-    claim begins nothing.
+    `restarts`: it was stopped or had failed, and whoever asked for it wants it to run. An answer that comes after that
+    of a later claim begins nothing.
     """
     means = _means(incarnation)
     conversation_id = held.lease.conversation

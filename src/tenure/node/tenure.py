@@ -112,7 +112,7 @@ class Tenure:
         self.over = asyncio.Event()
         """Released or lost."""
         self.restarts = False
-        """It was stopped when it was claimed, and whoever asked for it wants it to run."""
+        """It was stopped, or had failed for good, when it was claimed, and whoever asked for it wants it to run."""
         self.exclusive = False
         """Held for a loop that is none of the node's."""
         self.leaving = False
