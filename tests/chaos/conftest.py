@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SHARED = {"test_serve"}
+SHARED = {"test_blocked", "test_canaries", "test_serve", "test_witness"}
 """Files whose tests the stores share, but for `make chaos`."""
 sys.path[:0] = [str(HERE), str(HERE / "nodeside")]
 
