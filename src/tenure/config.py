@@ -39,6 +39,8 @@ class Config:
     """What other nodes and people call this one by; empty: made of host and port."""
     api_key: str = field(default="", repr=False)
     insecure: bool = False
+    allow_host: str = ""
+    """By which names, with commas, a browser may call a node that listens on loopback without a key (beside loopback's)."""
     ttl_s: float = 3.0
     capacity: int = 1000
     idle_s: float = 300.0

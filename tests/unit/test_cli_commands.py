@@ -209,6 +209,26 @@ def test_show_and_ls(shell: Shell, name: str):
     assert {one["status"] for one in shell.json("ls", "--status", "idle")} == {"idle"}
 
 
+def test_show_the_timeline(shell: Shell, name: str):
+    """Who owned it, from when to when, and why it moved: here by force, from whichever node had it to the other."""
+    shell.json("send", name, "hello", "--wait")
+    [first] = shell.json("show", name, "--timeline")
+    assert (first["epoch"], first["until"], first["ended"], first["refused"]) == (1, None, None, [])
+    other = next(node for node in "ab" if node != first["node"])
+    shell.json("takeover", name, at=other)
+    told = shell.json("show", name, "--timeline")
+    assert [(one["epoch"], one["node"], one["ended"]) for one in told] == [
+        (1, first["node"], "forced"),
+        (2, other, None),
+    ]
+    assert (told[1]["why"], told[0]["until"]) == ("forced", told[1]["since"])
+    shown = shell.run("show", name, "--timeline").stdout
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[:2] for row in rows if row and row[0] in "12"] == [["1", first["node"]], ["2", other]]
+    assert shown.count("forced") == 2  # how the first ended, and why the second claimed
+    assert shell.run("show", "no-such-one", "--timeline").exit_code == Exit.NOT_FOUND
+
+
 def test_tail_tells_events_as_lines(shell: Shell, name: str):
     shell.json("send", name, "hello", "--wait")
     lines = shell.run("tail", name, "--after", "0", "--no-follow", "--json").stdout.splitlines()

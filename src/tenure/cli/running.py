@@ -27,6 +27,7 @@ def serve(
     agent: s.Agents = None,
     address: s.Address = None,
     insecure: s.Insecure = None,
+    allow_host: s.AllowHost = None,
     ttl_s: s.TtlS = None,
     capacity: s.Capacity = None,
     idle_s: s.IdleS = None,

@@ -29,7 +29,7 @@ from tenure import facts
 from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
 from tenure.errors import InvalidInputError
-from tenure.server import close_streams, create_app
+from tenure.server import close_streams, create_app, own_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -69,7 +69,9 @@ async def _serve(config: Config, agents: Sequence[str], veil: Veil | None) -> No
 
 
 async def _live(node: Node, listener: socket.socket, departure: Departure) -> Exit:
-    app = create_app(node)  # before the node registers: it blocks the event loop for a while
+    app = create_app(
+        node, hosts=own_hosts(node.config)
+    )  # before the node registers: it blocks the event loop for a while
     told = asyncio.create_task(departure.told.wait(), name="told to leave")
     entering = asyncio.create_task(node.__aenter__(), name="enter")
     await asyncio.wait([told, entering], return_when=asyncio.FIRST_COMPLETED)

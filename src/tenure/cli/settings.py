@@ -34,6 +34,10 @@ Address = Annotated[str | None, _setting("address", "What other nodes and people
 Insecure = Annotated[
     bool | None, _setting("insecure", "Listen beyond loopback without a key: something else guards it.")
 ]
+AllowHost = Annotated[
+    list[str] | None,
+    _setting("allow_host", "A name by which browsers may call it, on loopback without a key. May be repeated."),
+]
 TtlS = Annotated[float | None, _setting("ttl_s", "How long a silent node keeps what it holds.")]
 Capacity = Annotated[int | None, _setting("capacity", "Conversations held at most.")]
 IdleS = Annotated[float | None, _setting("idle_s", "An idle conversation is passivated after this.")]

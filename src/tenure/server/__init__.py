@@ -1,6 +1,7 @@
 """The HTTP face of a node: ``create_app(node)`` for uvicorn, or to be mounted in anybody's ASGI app."""
 
 from tenure.server.app import close_streams, create_app
+from tenure.server.guard import own_hosts
 from tenure.server.wire import Bounds
 
-__all__ = ["Bounds", "close_streams", "create_app"]
+__all__ = ["Bounds", "close_streams", "create_app", "own_hosts"]

@@ -17,8 +17,9 @@ from tenure.server.cluster import Cluster
 from tenure.server.commands import Commands
 from tenure.server.conversations import Conversations
 from tenure.server.dashboard import Dashboard
-from tenure.server.guard import Guard
+from tenure.server.guard import Guard, OwnPages
 from tenure.server.problems import answer_with_problems
+from tenure.server.reference import serve_reference
 from tenure.server.schema import describe, replies
 from tenure.server.secrets import Secrets
 from tenure.server.strict import StrictRoute
@@ -50,13 +51,18 @@ ONE, COMMAND = "/conversations/{id}", {202: AcceptedShape, 200: SettledShape}
 COPY = {201: ConversationShape, 200: ConversationShape}
 
 
-def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
+def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str] | None = None) -> FastAPI:
     """The HTTP face of a node, to be served or mounted in anybody's ASGI app. It does not own the node.
 
+    With `hosts` (:func:`tenure.server.own_hosts`) it refuses what pages from elsewhere ask; an app that it is mounted in
+    looks after its own names.
     Call :func:`close_streams` when the process is to end: a server waits for open streams.
     """
     bounds = bounds or Bounds()
-    app = FastAPI(title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name)
+    app = FastAPI(
+        title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.router.route_class = StrictRoute
     app.state.bounds = bounds
     app.state.large_bodies = ThreadPoolExecutor(1, "tenure-large-bodies")
@@ -96,6 +102,7 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     ]
     for method, path, endpoint, shapes in routes:
         app.add_api_route(path, endpoint, methods=[method], **replies(shapes))
+    serve_reference(app)
     answer_with_problems(app)
     shapes = {
         str(shape): shape for *_, of_route in routes for shape in of_route.values() if not isinstance(shape, str | None)
@@ -103,6 +110,8 @@ def create_app(node: Node, bounds: Bounds | None = None) -> FastAPI:
     describe(app, shapes.values(), keyed=bool(node.config.api_key))
     if node.config.api_key:
         app.add_middleware(Guard, api_key=node.config.api_key)
+    if hosts is not None:
+        app.add_middleware(OwnPages, hosts=hosts)
     app.add_middleware(Dashboard)  # GET / and /dashboard/…, outermost: the pages need no key, what they ask does
     return app
 

@@ -37,7 +37,7 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -108,7 +108,7 @@ def _page(scope: Scope) -> Response | None:
         return None
     if file is None:
         return None
-    reply_headers = {**_HEADERS, "ETag": file.etag, "Vary": "Accept"}
+    reply_headers = {**HEADERS, "ETag": file.etag, "Vary": "Accept"}
     if file.etag in headers.get("if-none-match", ""):
         return Response(status_code=304, headers=reply_headers)
     content = b"" if scope["method"] == "HEAD" else file.content
