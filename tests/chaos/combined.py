@@ -47,7 +47,9 @@ CLIENTS, FOLLOWERS = 10, 3
 GAP_S = (0.3, 2.7)
 CALM_S = 180.0
 """The bound on the way to rest after the last fault, with room for a noisy machine. What it took is in the report."""
-SILENCE_S = 2.0
+SILENCE_S, LONGEST_SILENCE_S = 2.0, 8.0
+"""How long a reader waits for the next event before it asks another node; longer each time that nothing came. A node
+that has no hints looks every 1.5 s by itself: on a starved machine a reader with no more patience than that never hears it."""
 ENDS = {0, 75, -9}
 """How a node may end here: drained; its loops did not end in time; killed."""
 FALSE_STARTS = {1, 5, -15}
@@ -330,6 +332,7 @@ class Run:
     async def _follow(self, conversation: str, rng: random.Random) -> None:
         """A reader who changes its node whenever one is silent. Each event once, in order, without a gap."""
         seen: list[Event] = []
+        silence_s = SILENCE_S
         self._followed[conversation] = seen
         urls = [self.one.url_of(node) for node in self._anybody(rng)]
         async with Client(urls, rng=rng, patience_s=600) as client:
@@ -337,11 +340,13 @@ class Run:
                 stream = client.stream(conversation, len(seen))
                 with contextlib.suppress(TimeoutError, TenureError):
                     while True:
-                        async with asyncio.timeout(SILENCE_S):
+                        async with asyncio.timeout(silence_s):
                             told = await anext(stream)
+                        silence_s = SILENCE_S
                         if isinstance(told, Event):
                             assert told.seq == len(seen) + 1, f"the stream told {told.seq} after {len(seen)}"
                             seen.append(told)
+                silence_s = min(2 * silence_s, LONGEST_SILENCE_S)
                 await client.next_node(0)
 
     async def _told_all(self, conversation: str) -> None:

@@ -259,21 +259,22 @@ class World:
         ids = sorted(self.conversations if conversations is None else conversations)
         again = 0
 
-        async def restless() -> list[str]:
-            nonlocal again
-            found = list(zip(ids, await self.records(ids), strict=True))
-            for name in (name for name, record in found if record is not None and record.failed):
-                again += 1
-                await self.post(f"/conversations/{name}/start?wait_s=0", {"key": self.key()})
-            return [name for name, r in found if r is None or r.unsettled or r.wanted or r.failed]
+        async def restless() -> list[tuple[str, Record | None]]:
+            found = zip(ids, await self.records(ids), strict=True)
+            return [(name, r) for name, r in found if r is None or r.unsettled or r.wanted or r.failed]
 
         async def rest() -> bool:
-            return not await restless()
+            nonlocal again
+            left = await restless()
+            for name in [name for name, record in left if record is not None and record.failed]:
+                again += 1
+                await self.post(f"/conversations/{name}/start?wait_s=0", {"key": self.key()})
+            return not left
 
         try:
             await self.until(rest, "rest")
         except AssertionError as error:
-            told = [await self.described(name) for name in await restless()]
+            told = [await self.described(name) for name, _ in await restless()]
             raise AssertionError("\n".join([str(error), *told])) from None
         return again
 
