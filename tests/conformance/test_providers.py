@@ -9,8 +9,10 @@ import httpx
 import pytest
 
 from tenure.abc import RuntimeProvider
+from tenure.runtimes.docker import DockerOptions, DockerProvider, container_name
 from tenure.runtimes.http import HttpProvider
 from tenure.runtimes.process import ProcessLimits, ProcessProvider
+from tenure.testing.docker_engine import IMAGE, Engine
 from tenure.testing.provider import FaultyProvider, Machine
 from tenure.testing.provider_suite import Bench, Case, cases, exercise
 from tenure.testing.sandboxes import SandboxService
@@ -67,6 +69,21 @@ async def http(folder: Path) -> AsyncIterator[Bench]:
         await service.close()
 
 
+@asynccontextmanager
+async def docker(_: Path) -> AsyncIterator[Bench]:
+    """The API of a daemon, through the `docker` package and a socket."""
+    with Engine() as engine:
+
+        async def pause(name: str) -> None:
+            engine.pause(engine.containers[container_name(name)])
+
+        async def lose(name: str) -> None:
+            engine.remove(engine.containers[container_name(name)], force=True)
+
+        options = DockerOptions(IMAGE, address=f"unix://{engine.socket}")
+        yield Bench(lambda: DockerProvider(options), pause=pause, lose=lose)
+
+
 class Prefixed(httpx.AsyncBaseTransport):
     """A service that lies below a path of its host."""
 
@@ -84,6 +101,7 @@ PLACES: dict[str, Place] = {
     "faulty-outliving": faulty_outliving,
     "process": process,
     "http": http,
+    "docker": docker,
 }
 
 

@@ -19,7 +19,8 @@ def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
     ``process`` runs commands on this machine, for instance ``process?cpu_s=60&memory_bytes=2000000000``; its limits
     are :class:`tenure.runtimes.process.ProcessLimits`, and `network` and `isolate` say how commands are kept apart
     (:class:`tenure.runtimes.process.Wanted`). ``http://…`` and ``https://…`` ask a sandbox service, with `token`
-    as its bearer token (``docs/extending/http-runtimes.md``).
+    as its bearer token (``docs/extending/http-runtimes.md``). ``docker://?image=debian:stable-slim`` makes containers;
+    its options are :class:`tenure.runtimes.docker.DockerOptions`.
 
     :raises InvalidInputError: naming `runtime`: no such provider or limit.
     """
@@ -34,6 +35,10 @@ def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
             from tenure.runtimes.http import HttpProvider
 
             return HttpProvider.parse(name, options, token)
+        case "docker" if name.startswith("docker://"):
+            from tenure.runtimes.docker import DockerProvider
+
+            return DockerProvider.parse(name, options)
         case _:
-            remedy = "use process, http://… or https://…"
+            remedy = "use process, http://…, https://… or docker://…"
             raise InvalidInputError("runtime", f"no provider is called {name[:80]!r}", remedy)
