@@ -77,13 +77,13 @@ async def test_a_replica_is_refused(start: Start):
 @pytest.mark.parametrize("version", ["6.0.20", "5.0.14", "2.8"])
 async def test_an_old_server_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch, version: str):
     server = start()
-    told = fitness._info
+    told = fitness.info
 
     async def older(servers: Servers, endpoint: Endpoint) -> dict[str, str]:
         return await told(servers, endpoint) | {"redis_version": version}
 
-    monkeypatch.setattr(fitness, "_info", older)
-    with pytest.raises(StoreUnfitError, match=rf"{version}; needed is 6\.2 or newer"):
+    monkeypatch.setattr(fitness, "info", older)
+    with pytest.raises(StoreUnfitError, match=rf"{version}.*needed: 6\.2 or newer"):
         await weakened_on(server.url())
 
 

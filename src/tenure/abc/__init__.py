@@ -16,6 +16,7 @@ exceptions: match them exhaustively.
 
 from __future__ import annotations
 
+from tenure.abc.findings import Finding, Verdict, broken, clock_finding, fine, risky
 from tenure.abc.loop import AgentFunction, AgentLoop, LiveLoop, Message, Place, Turn
 from tenure.abc.runtime import Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
 from tenure.abc.store import Store
@@ -90,6 +91,7 @@ __all__ = [
     "FenceQuery",
     "Fenced",
     "Filters",
+    "Finding",
     "Granted",
     "Held",
     "Hint",
@@ -126,5 +128,10 @@ __all__ = [
     "Topic",
     "Turn",
     "Unknown",
+    "Verdict",
     "Wanted",
+    "broken",
+    "clock_finding",
+    "fine",
+    "risky",
 ]

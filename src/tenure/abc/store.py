@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from tenure.abc.findings import Finding
     from tenure.abc.values import (
         About,
         Alive,
@@ -89,6 +90,15 @@ class Store(abc.ABC):
 
         The heartbeat and the witness use one each, in a thread or process of their own.
         """
+
+    async def examine(self) -> Sequence[Finding]:
+        """What there is to fear of this store, for ``tenure doctor``: called before it is opened. Changes nothing.
+
+        Server and settings only; whether its operations do as they say, their caller tries. None: nothing was looked at.
+
+        :raises StoreUnavailableError: it does not answer. :raises StoreUnfitError: it does not let us in.
+        """
+        return ()
 
     # nodes
 

@@ -27,6 +27,7 @@ from tenure.abc import (
     Deleted,
     Fenced,
     Filters,
+    Finding,
     Granted,
     Hint,
     Limits,
@@ -49,6 +50,7 @@ from tenure.abc import (
     Topic,
     Unknown,
     Wanted,
+    risky,
 )
 from tenure.clock import Clock, SystemClock
 from tenure.journal import Event, JsonObject, digest
@@ -191,6 +193,10 @@ class MemoryStore(Store):
         self.clock = clock or SystemClock()
         self.limits = limits or Limits()
         self._following: list[Follower] = []
+
+    async def examine(self) -> Sequence[Finding]:
+        what = "it lives in one process, and ends with it"
+        return [risky("persistence", what, "nothing that is accepted outlives a restart", "use it for tests only")]
 
     async def __aenter__(self) -> Self:
         return self

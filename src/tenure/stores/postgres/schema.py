@@ -57,7 +57,7 @@ async def prepare(link: Link, address: Address) -> None:
 
     :raises StoreUnfitError: they were left by a newer release that this one cannot work beside, or may not be made.
     """
-    if await _is_ready(link, address):
+    if await is_ready(link, address):
         return
     try:
         await _migrate(link, address)
@@ -68,7 +68,8 @@ async def prepare(link: Link, address: Address) -> None:
         ) from error
 
 
-async def _is_ready(link: Link, address: Address) -> bool:
+async def is_ready(link: Link, address: Address) -> bool:
+    """Whether this release finds all that it needs."""
     ((tables, functions_made),) = (
         await link.run(
             Statement(
@@ -77,10 +78,10 @@ async def _is_ready(link: Link, address: Address) -> bool:
             )
         )
     )[0]
-    return tables and await _found(link, address) >= SCHEMA and functions_made
+    return tables and await migrated_to(link, address) >= SCHEMA and functions_made
 
 
-async def _found(link: Link, address: Address) -> int:
+async def migrated_to(link: Link, address: Address) -> int:
     """Which migration the tables are at.
 
     :raises StoreUnfitError: this release cannot work with them any more.
@@ -111,7 +112,7 @@ async def _migrate(link: Link, address: Address) -> None:
 async def _migrate_alone(link: Link, address: Address) -> None:
     """Under the lock: look again, and do what is missing."""
     schema, code = address.schema, code_schema(address.schema)
-    at = await _found(link, address) if await _exists(link, schema, "meta") else 0
+    at = await migrated_to(link, address) if await exists(link, schema, "meta") else 0
     if at == 0:
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
     await link.script(f'SET LOCAL search_path = "{schema}"')
@@ -119,10 +120,11 @@ async def _migrate_alone(link: Link, address: Address) -> None:
         if number > at:
             await link.script(text)
             await link.script(f"UPDATE meta SET schema = {number}")
-    if not await _exists(link, code, "answer"):
+    if not await exists(link, code, "answer"):
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{code}"; SET LOCAL search_path = "{code}", "{schema}"')
         await link.script(functions())
 
 
-async def _exists(link: Link, schema: str, name: str) -> bool:
+async def exists(link: Link, schema: str, name: str) -> bool:
+    """Whether the schema holds something of this name."""
     return (await link.run(Statement(_EXISTS, (schema, name))))[0][0][0]

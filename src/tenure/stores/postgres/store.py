@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, final
 from tenure.abc import Limits, Store
 from tenure.errors import StoreUnavailableError
 from tenure.stores.postgres.address import parse_url
+from tenure.stores.postgres.examination import examined
 from tenure.stores.postgres.fitness import examine
 from tenure.stores.postgres.hints import Follower, Hints
 from tenure.stores.postgres.lanes import Lanes, Links, everybody, same_row
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Deleted,
         Fenced,
         Filters,
+        Finding,
         Granted,
         Hint,
         Load,
@@ -99,6 +101,13 @@ class PostgresStore(Store):
         other = PostgresStore(self.url, clock=self._clock, limits=self.limits)
         other._is_sibling = True
         return other
+
+    async def examine(self) -> Sequence[Finding]:
+        link = await self._connect()
+        try:
+            return await examined(link, self.address)
+        finally:
+            await link.close()
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:

@@ -1,14 +1,22 @@
-"""What is looked at when a store is opened: whether the servers can keep the contract, and which promises they weaken."""
+"""What is looked at in the servers of a store: whether they can keep the contract, and which promises they weaken.
+
+One list of findings serves both who opens a store (the first broken one refuses it, a risky one is logged) and who has it
+examined (all of them).
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tenure.abc import Verdict, broken, fine, risky
 from tenure.errors import StoreUnavailableError, StoreUnfitError
 from tenure.stores.redis.address import Mode
 from tenure.stores.redis.link import is_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tenure.abc import Finding
     from tenure.stores.redis.address import Endpoint
     from tenure.stores.redis.link import Reply
     from tenure.stores.redis.servers import Servers
@@ -23,30 +31,49 @@ async def examine(servers: Servers) -> tuple[str, ...]:
     :raises StoreUnfitError: too old, a replica, or one that evicts keys; with the remedy.
     :raises StoreUnavailableError: one does not answer.
     """
+    found = await findings(servers)
+    for finding in found:
+        if finding.verdict is Verdict.BROKEN:
+            raise StoreUnfitError(finding.sentence)
+    return tuple(finding.sentence for finding in found if finding.verdict is Verdict.RISKY)
+
+
+async def findings(servers: Servers) -> list[Finding]:
+    """What there is to say of every server that takes writes; the same thing is said once.
+
+    :raises StoreUnfitError: what there is cannot be asked. :raises StoreUnavailableError: one does not answer.
+    """
     (first, *rest) = await servers.primaries()
-    info = await _info(servers, first)
-    if info.get("cluster_enabled") == "1" and not servers.is_cluster:
+    told = await info(servers, first)
+    if told.get("cluster_enabled") == "1" and not servers.is_cluster:
         if servers.address.db:
             raise StoreUnfitError(
                 f"{first} belongs to a Cluster, which has no database {servers.address.db}; leave it out"
             )
         servers.use_slots()
         (first, *rest) = await servers.primaries()
-    weakened = await _examine_one(servers, first)
+    found = await _findings_on(servers, first)
     for endpoint in rest:
-        weakened |= await _examine_one(servers, endpoint)
-    return tuple(weakened)
+        found |= await _findings_on(servers, endpoint)
+    return list(found)
 
 
-async def _examine_one(servers: Servers, endpoint: Endpoint) -> dict[str, None]:
-    """A dict for its order: no sentence twice, however many servers give cause for it."""
-    info = await _info(servers, endpoint)
-    settings = await _settings(servers, endpoint, info)
-    _refuse_unfit(endpoint, info, settings)
-    return dict.fromkeys(_weakened(servers, info, settings))
+async def _findings_on(servers: Servers, endpoint: Endpoint) -> dict[Finding, None]:
+    """A dict for its order: nothing twice, however many servers give cause for it."""
+    told = await info(servers, endpoint)
+    settings = await _settings(servers, endpoint, told)
+    judged = (
+        *_version(endpoint, told),
+        *_role(endpoint, told),
+        *_eviction(endpoint, settings),
+        *_persistence(settings),
+        *_replication(servers, told),
+    )
+    return dict.fromkeys(judged)
 
 
-async def _info(servers: Servers, endpoint: Endpoint) -> dict[str, str]:
+async def info(servers: Servers, endpoint: Endpoint) -> dict[str, str]:
+    """What ``INFO`` says, by name."""
     (text,) = await servers.tell(endpoint, ("INFO",))
     if is_error(text):
         if str(text).startswith(("LOADING", "BUSY", "MASTERDOWN")):
@@ -58,11 +85,11 @@ async def _info(servers: Servers, endpoint: Endpoint) -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
-async def _settings(servers: Servers, endpoint: Endpoint, info: dict[str, str]) -> dict[str, str]:
+async def _settings(servers: Servers, endpoint: Endpoint, told: dict[str, str]) -> dict[str, str]:
     """The server's settings; where ``CONFIG`` is forbidden (most managed services), what ``INFO`` says of them."""
     known = {
-        "maxmemory-policy": info.get("maxmemory_policy", ""),
-        "appendonly": "yes" if info.get("aof_enabled") == "1" else "no",
+        "maxmemory-policy": told.get("maxmemory_policy", ""),
+        "appendonly": "yes" if told.get("aof_enabled") == "1" else "no",
     }
     replies: list[Reply] = await servers.tell(endpoint, *(("CONFIG", "GET", name) for name in SETTINGS))
     for reply in replies:
@@ -74,41 +101,83 @@ async def _settings(servers: Servers, endpoint: Endpoint, info: dict[str, str]) 
     return known
 
 
-def _refuse_unfit(endpoint: Endpoint, info: dict[str, str], settings: dict[str, str]) -> None:
-    version = info.get("redis_version", "0")
+def _version(endpoint: Endpoint, told: dict[str, str]) -> Iterator[Finding]:
+    version = told.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
-        raise StoreUnfitError(f"{endpoint} runs Redis {version}; needed is 6.2 or newer, or Valkey")
-    if info.get("role", "master") != "master":
-        raise StoreUnfitError(
-            f"{endpoint} is a replica and takes no writes; give the primary's address, or redis+sentinel:// to find it"
-        )
+        yield broken(
+            "version", f"{endpoint} runs Redis {version}", "it lacks commands that the store calls",
+            "use what is needed: 6.2 or newer, or Valkey",
+        )  # fmt: skip
+    elif "valkey_version" in told:
+        yield fine("version", f"Valkey {told['valkey_version']}")
+    else:
+        yield fine("version", f"Redis {version}")
+
+
+def _role(endpoint: Endpoint, told: dict[str, str]) -> Iterator[Finding]:
+    if told.get("role", "master") != "master":
+        yield broken(
+            "role", f"{endpoint} is a replica and takes no writes", "nothing could be accepted",
+            "give the primary's address, or redis+sentinel:// to find it",
+        )  # fmt: skip
+
+
+def _eviction(endpoint: Endpoint, settings: dict[str, str]) -> Iterator[Finding]:
     policy = settings["maxmemory-policy"] or "noeviction"
-    if policy != "noeviction":
-        raise StoreUnfitError(
-            f"{endpoint} evicts keys when memory is short (maxmemory-policy {policy}): conversations would vanish. "
-            "Run CONFIG SET maxmemory-policy noeviction, and write the same into the server's configuration"
+    if policy == "noeviction":
+        yield fine("eviction", "no key is ever evicted (maxmemory-policy noeviction)")
+    else:
+        yield broken(
+            "eviction",
+            f"{endpoint} evicts keys when memory is short (maxmemory-policy {policy})",
+            "conversations would vanish",
+            "run CONFIG SET maxmemory-policy noeviction, and write the same into the server's configuration",
         )
 
 
-def _weakened(servers: Servers, info: dict[str, str], settings: dict[str, str]) -> list[str]:
-    found: list[str] = []
+def _persistence(settings: dict[str, str]) -> Iterator[Finding]:
+    how = settings.get("appendfsync", "everysec, or unknown")
     if settings["appendonly"] != "yes":
-        found.append(
-            "appendonly is off: a restart loses what came after the last snapshot (G4: accepted is kept) and may grant "
-            "an epoch again; set appendonly yes"
+        yield risky(
+            "persistence",
+            "appendonly is off",
+            "a restart loses what came after the last snapshot (G4: accepted is kept) and may grant an epoch again",
+            "set appendonly yes",
         )
-    elif settings.get("appendfsync", "everysec") != "always":
-        how = settings.get("appendfsync", "everysec, or unknown")
-        found.append(
-            f"appendfsync is {how}: a crash of the server's machine can lose the last second of accepted writes (G4), "
-            "and an epoch may be granted again; set appendfsync always if that is too much"
+    elif how != "always":
+        yield risky(
+            "persistence",
+            f"appendfsync is {how}",
+            "a crash of the server's machine can lose the last second of accepted writes (G4), and an epoch may be "
+            "granted again",
+            "set appendfsync always if that is too much",
         )
-    fails_over = (
-        servers.address.mode is Mode.SENTINEL or servers.is_cluster or int(info.get("connected_slaves", "0")) > 0
-    )
-    if fails_over and not servers.address.wait:
-        found.append(
-            "replication is asynchronous: a fail-over can lose accepted writes that no replica had yet (G4), and an epoch "
-            "may be granted again; add ?wait=1 to the store's URL, so that a write counts when a replica has it"
+    else:
+        yield fine("persistence", "every write is synced to disk before it is answered (appendfsync always)")
+
+
+def _replication(servers: Servers, told: dict[str, str]) -> Iterator[Finding]:
+    replicas, wait = int(told.get("connected_slaves", "0")), servers.address.wait
+    if not (servers.address.mode is Mode.SENTINEL or servers.is_cluster or replicas > 0):
+        yield fine("replication", "a single server: no fail-over, and none that loses writes")
+    elif wait:
+        yield fine("replication", f"a write counts when {wait} replica(s) have it ({replicas} connected)")
+    else:
+        yield risky(
+            "replication",
+            "replication is asynchronous" + _behind(told),
+            "a fail-over can lose accepted writes that no replica had yet (G4), and an epoch may be granted again",
+            "add ?wait=1 to the store's URL, so that a write counts when a replica has it",
         )
-    return found
+
+
+def _behind(told: dict[str, str]) -> str:
+    """The loss window as the primary sees it now: how many bytes of its log the best replica has not confirmed."""
+    head = int(told.get("master_repl_offset", "0"))
+    parts = [part.partition("=") for name in told if _is_replica(name) for part in told[name].split(",")]
+    offsets = [int(value) for name, _, value in parts if name == "offset" and value.isdigit()]
+    return f" (the best replica is {max(0, head - max(offsets))} bytes behind now)" if offsets else ""
+
+
+def _is_replica(name: str) -> bool:
+    return name.startswith("slave") and name[5:].isdigit()

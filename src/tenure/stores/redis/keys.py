@@ -84,6 +84,8 @@ class Keyspace:
         self.register = self._of(NODES, "register")
         self.living = self._of(NODES, "living")
         self.store = self._of(NODES, "store")
+        self.nowhere = self._of(NODES, "nowhere")
+        """Where nothing is ever kept."""
 
     def _of(self, tag: str, rest: str) -> str:
         return f"{self.prefix}:{{{tag}}}:{rest}"

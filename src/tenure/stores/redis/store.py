@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
-from tenure.abc import Limits, Store
+from tenure.abc import Limits, Store, Verdict
 from tenure.errors import StoreUnavailableError, StoreUnfitError
 from tenure.facts import StoreWeakens, to_log
 from tenure.stores.redis.address import parse_url
+from tenure.stores.redis.examination import SCHEMA, examined, layout_finding
 from tenure.stores.redis.fitness import examine
 from tenure.stores.redis.hints import Follower, Hints
 from tenure.stores.redis.keys import NODES, Keyspace
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         Deleted,
         Fenced,
         Filters,
+        Finding,
         Granted,
         Hint,
         Load,
@@ -64,8 +66,6 @@ if TYPE_CHECKING:
 
 
 PARTITIONS = 64
-SCHEMA = 1
-"""How the keys are laid out; written when a store is used first."""
 
 
 @final
@@ -103,6 +103,13 @@ class RedisStore(Store):
         other._is_sibling = True
         return other
 
+    async def examine(self) -> Sequence[Finding]:
+        servers = Servers(self.address)
+        try:
+            return await examined(servers)
+        finally:
+            await servers.close()
+
     async def __aenter__(self) -> Self:
         if self._opened is not None:
             raise RuntimeError("this store is open already; sibling() makes another way to it")
@@ -125,10 +132,9 @@ class RedisStore(Store):
             NODES, ("HSETNX", key, "partitions", self._partitions), ("HSETNX", key, "schema", SCHEMA), lane=Lane.WRITES
         )
         ((partitions, schema),) = await servers.get(NODES, ("HMGET", key, "partitions", "schema"), lane=Lane.WRITES)
-        if int(schema) > SCHEMA:
-            raise StoreUnfitError(
-                f"the store at {self.address} has layout {int(schema)}, newer than this version's {SCHEMA}"
-            )
+        layout = layout_finding(str(self.address), int(schema), int(partitions))
+        if layout.verdict is Verdict.BROKEN:
+            raise StoreUnfitError(layout.sentence)
         return Keyspace(self.address.prefix, int(partitions))
 
     def _put_together(self, servers: Servers, keyspace: Keyspace) -> _Opened:

@@ -14,13 +14,17 @@ import sqlite3
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
+from tenure.abc import Verdict, broken, fine
 from tenure.clock import SystemClock
 from tenure.errors import InvalidInputError, StoreUnavailableError, StoreUnfitError
 from tenure.stores.sqlite.boot import boot_id
 from tenure.stores.sqlite.fitness import check_folder
+
+if TYPE_CHECKING:
+    from tenure.abc import Finding
 
 SCHEMA = 1
 APPLICATION_ID = 0x54454E55  # "TENU"; what `file` and other programs see
@@ -161,13 +165,26 @@ class StoreFile:
                 raise StoreUnfitError(f"{self.path} is another program's database; name another file")
             _use_wal(connection)
             schema, boot = connection.execute("SELECT schema, boot FROM meta").fetchone()
-            if schema > SCHEMA:
-                raise StoreUnfitError(
-                    f"{self.path} was written by a newer Tenure (schema {schema}, this one knows {SCHEMA}): "
-                    "upgrade this node, or name another file"
-                )
+            layout = layout_finding(self.path, schema)
+            if layout.verdict is Verdict.BROKEN:
+                raise StoreUnfitError(layout.sentence)
             if boot != self.boot:
                 _begin_boot(connection, self.boot)
+
+
+def layout_finding(path: Path, schema: int) -> Finding:
+    """Whether this release can read what is there."""
+    if schema == SCHEMA:
+        return fine("schema", f"schema {schema}")
+    if schema > SCHEMA:
+        return broken(
+            "schema", f"{path} was written by a newer Tenure (schema {schema}, this one knows {SCHEMA})",
+            "this version would misread it", "upgrade this node, or name another file",
+        )  # fmt: skip
+    return broken(
+        "schema", f"{path} was written by an older Tenure (schema {schema}, this one knows {SCHEMA})",
+        "this version knows no way from there", "export with the release that wrote it, import with this one into a new file",
+    )  # fmt: skip
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -19,6 +19,7 @@ from tenure.errors import InvalidInputError, StoreUnavailableError
 from tenure.stores.sqlite import registry, statements
 from tenure.stores.sqlite.boot import HostClock
 from tenure.stores.sqlite.busy import gate_of
+from tenure.stores.sqlite.examination import examined
 from tenure.stores.sqlite.file import StoreFile, parse_url
 from tenure.stores.sqlite.hints import Follower, Hints
 from tenure.stores.sqlite.lane import GROUP, Lane
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         Deleted,
         Fenced,
         Filters,
+        Finding,
         Granted,
         Hint,
         Load,
@@ -116,6 +118,9 @@ class SqliteStore(Store):
 
     def lies_at(self, place: str) -> bool:
         return self._parts.file.lies_at(place)
+
+    async def examine(self) -> Sequence[Finding]:
+        return await asyncio.to_thread(examined, self.path)
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
