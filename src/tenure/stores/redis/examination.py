@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tenure.abc import broken, clock_finding, fine
+from tenure.abc import Verdict, broken, clock_finding, fine
 from tenure.clock import Instant, SystemClock
 from tenure.stores.redis.fitness import findings
 from tenure.stores.redis.keys import NODES, Keyspace
@@ -29,7 +29,7 @@ async def examined(servers: Servers) -> list[Finding]:
     (first, *rest) = await servers.primaries()
     found += [await _clock(servers, endpoint) for endpoint in (first, *rest)]
     found.append(await _permissions(servers, first))
-    if not any(finding.name == "role" for finding in found):
+    if not any(finding.name in ("role", "permissions") and finding.verdict is Verdict.BROKEN for finding in found):
         found.append(await _layout(servers))
     return found
 
