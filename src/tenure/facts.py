@@ -228,6 +228,25 @@ class Claimed(Fact):
     epoch: int
     why: str
     death: str | None = None
+    took_s: float = 0.0
+    """Since this node set out to claim it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioning(Fact):
+    """The runtime is attached or provisioned from now on; ends with :class:`Live`, or the tenure."""
+
+    event, level, says = "runtime.wanted", DEBUG, "its runtime is looked for"
+    conversation: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReached(Fact):
+    event, level, says = "conversation.step", DEBUG, "the start has come to {step}"
+    conversation: str
+    epoch: int
+    step: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +291,19 @@ class Read(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class TurnTaken(Fact):
+    """A turn is about to be journaled; `earlier` is what its first attempt's owner wrote of its trace."""
+
+    event, level, says = "turn.taken", DEBUG, "turn {turn} is taken up, attempt {attempt}"
+    conversation: str
+    epoch: int
+    turn: str
+    attempt: int
+    commands: tuple[int, ...]
+    earlier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TurnBegun(Fact):
     event, level, says = "turn.begun", DEBUG, "turn {turn}, attempt {attempt}"
     conversation: str
@@ -299,6 +331,8 @@ class CallBegun(Fact):
     epoch: int
     turn: str
     call: str
+    name: str = ""
+    """The tool's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +442,13 @@ class RequestFailed(Fact):
     route: str
     code: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TracesOff(Fact):
+    event, level, says = "traces.off", WARNING, "no traces are sent: {why}; {remedy}"
+    why: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,6 +366,8 @@ class TurnStarted:
     kind: ClassVar[str] = "turn_started"
     commands: tuple[int, ...]
     attempt: int = 1
+    traceparent: str | None = None
+    """Its trace, as W3C Trace Context writes it; not there without one. Nothing is decided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +429,7 @@ class TurnResumed:
     ask: str | None = None
     answer: Json = None
     command: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,6 +550,8 @@ def draft(body: Core, turn: str | None = None) -> Draft:
     parts: dict[str, Json] = {}
     for part in dataclasses.fields(body):
         value = getattr(body, part.name)
+        if part.name == "traceparent" and value is None:
+            continue  # a journal without traces looks as it always did
         parts[part.name] = list(cast("tuple[int, ...]", value)) if part.name == "commands" else value
     match body:
         case CallStarted(call):

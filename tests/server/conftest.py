@@ -234,11 +234,12 @@ class Cluster:
     async def node(self, name: str = "n1", bounds: Bounds = QUICK, **settings: Any) -> Any:
         """A living node's app."""
         self.stores[name] = Unsteady(await self.stack.enter_async_context(self.open_store()))
+        tracer_provider = settings.pop("tracer_provider", None)
         config = Config(
             node=name, address=f"http://{name}", ttl_s=10, sweep_s=0.1, drain_s=1, witness=False, **settings
         )
         agents = {"parrot": self.parrot}
-        node = Node(self.stores[name], agents, provider=self.provider, config=config)
+        node = Node(self.stores[name], agents, provider=self.provider, config=config, tracer_provider=tracer_provider)
         self.nodes[name] = await self.stack.enter_async_context(node)
         self.apps[name] = create_app(node, bounds)
         return self.apps[name]

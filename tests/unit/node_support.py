@@ -504,6 +504,7 @@ class Cluster:
         provider = provider or Provider(standing=self.standing)
         agents = settings.pop("agents", {"echo": agent})
         threaded = settings.pop("threaded", self.loop is None)
+        tracer_provider = settings.pop("tracer_provider", None)
         rig, beats = Rig(), Rig()
         config = Config(**{"node": name, "address": f"test://{name}", "ttl_s": 1.0, "sweep_s": 0.2, **settings})
         process = self.loop.process(name) if self.loop is not None else None
@@ -515,6 +516,7 @@ class Cluster:
             clock=self.clock,
             rng=random.Random(len(self.members)),
             threaded=threaded,
+            tracer_provider=tracer_provider,
         )
         ready, stop = asyncio.Event(), asyncio.Event()
 

@@ -28,6 +28,7 @@ import uvicorn
 from tenure import facts
 from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
+from tenure.cli.tracing import Tracing, install
 from tenure.errors import InvalidInputError
 from tenure.server import close_streams, create_app, own_hosts
 
@@ -56,19 +57,19 @@ def run(config: Config, agents: Sequence[str], veil: Veil | None = None) -> NoRe
 
     :raises TenureError: it could not become one; the message says why.
     """
-    asyncio.run(_serve(config, agents, veil))
+    asyncio.run(_serve(config, agents, veil, install(os.environ, config.node)))
     raise AssertionError("the process has ended")
 
 
-async def _serve(config: Config, agents: Sequence[str], veil: Veil | None) -> None:
+async def _serve(config: Config, agents: Sequence[str], veil: Veil | None, tracing: Tracing | None) -> None:
     departure = Departure(config.drain_s)
     with departure.on_signals(), _listening(config.host, config.port) as listener:
         config = located(config, listener.getsockname()[1])
         node = compose(config, agents, veil)
-        _end(await _live(node, listener, departure))
+        _end(await _live(node, listener, departure, tracing))
 
 
-async def _live(node: Node, listener: socket.socket, departure: Departure) -> Exit:
+async def _live(node: Node, listener: socket.socket, departure: Departure, tracing: Tracing | None = None) -> Exit:
     app = create_app(
         node, hosts=own_hosts(node.config)
     )  # before the node registers: it blocks the event loop for a while
@@ -96,7 +97,12 @@ async def _live(node: Node, listener: socket.socket, departure: Departure) -> Ex
     close_streams(app)
     server.should_exit = True
     await asyncio.wait([serving], timeout=LAST_REPLIES_S + 0.5)
-    return Exit.STUCK if stuck.done() else await _close(node, code)
+    if stuck.done():
+        return Exit.STUCK
+    closing = asyncio.create_task(_close(node, code), name="close")
+    if tracing is not None:  # the last spans, while the store is closed
+        await tracing.close(CLOSE_S)
+    return await closing
 
 
 async def _leave(node: Node, app: FastAPI, stuck: asyncio.Task[Any]) -> None:

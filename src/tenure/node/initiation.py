@@ -463,6 +463,7 @@ async def provision(tenure: Tenure) -> Runtime:
     """The runtime: the current one if it still lives, else a new one whose name is journaled first (rules 9, 14)."""
     means, began = tenure.means, tenure.means.clock.boottime()
     tenure.state = TenureState.PROVISIONING
+    tenure.telling.provisioning()
     async with _bounded(tenure):
         runtime, outcome = await _reattach(tenure), "attached"
         if runtime is None:

@@ -27,7 +27,7 @@ from tenure.errors import (
     UnknownConversationError,
 )
 from tenure.lease import Epoch, IncarnationId, new_incarnation
-from tenure.node import initiation, rehydration
+from tenure.node import initiation, rehydration, traces
 from tenure.node.activity import Activity, Publisher, last_hour
 from tenure.node.claimer import Claimer
 from tenure.node.credentials import insist_on_allowed
@@ -51,6 +51,8 @@ from tenure.vault import Allowed, Veil
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from opentelemetry.trace import TracerProvider
+
     from tenure.abc import AgentLoop, RuntimeProvider, Store
     from tenure.journal import JsonObject
     from tenure.node.rehydration import Copied, Copy
@@ -73,6 +75,7 @@ class Node:
     :param provider: where runtimes come from.
     :param keys: the cluster's keys, for secrets in the vault.
     :param veil: what the logs of this process hide; the node adds what its conversations know.
+    :param tracer_provider: where its spans go; by default wherever those of the process go, or nowhere.
     :param threaded: false runs the heartbeat in this event loop, without witness and threads: for simulations.
     """
 
@@ -88,6 +91,7 @@ class Node:
         keys: Keys | None = None,
         veil: Veil | None = None,
         threaded: bool = True,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         if not agents:
             raise ValueError("a node needs at least one agent: agents={'name': loop}")
@@ -119,6 +123,7 @@ class Node:
         self._living: tuple[float, dict[IncarnationId, NodeRecord]] = (float("-inf"), {})
         self._watch: LoopWatch | None = None
         self.metrics = of_node(self)
+        self.traces = traces.of_node(self.config.node, self.clock, self.facts, tracer_provider)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -225,6 +230,7 @@ class Node:
             rng=self.rng,
             tasks=self.tasks,
             facts=self.facts,
+            traces=self.traces,
             agents=self._loaded,
             provider=self.provider,
             identity=self._identity,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tenure.lease import Lease
 
 CALL_ENDS = {"call_finished": "finished", "call_interrupted": "interrupted"}
+NAME_CHARS = 200
 
 
 def known_kind(kind: str) -> str:
@@ -88,7 +89,16 @@ class Telling:
         """The claim was granted; `began` is when this node set out for it."""
         self._began, self._takeover = began, takeover
         death = None if claim.death is None else claim.death.value
-        self._facts.tell(facts.Claimed(self._conversation, self._epoch, claim.why, death))
+        took_s = self._clock.boottime() - began
+        self._facts.tell(facts.Claimed(self._conversation, self._epoch, claim.why, death, took_s))
+
+    def provisioning(self) -> None:
+        """The runtime is looked for."""
+        self._facts.tell(facts.Provisioning(self._conversation, self._epoch))
+
+    def step(self, step: str) -> None:
+        """The start has come to this step."""
+        self._facts.tell(facts.StepReached(self._conversation, self._epoch, step))
 
     def provisioned(self, outcome: str, began: Deadline) -> None:
         """The runtime is there and configured."""
@@ -103,6 +113,10 @@ class Telling:
     def start_failed(self, step: str, reason: str, *, permanent: bool) -> None:
         """The start did not reach a live loop; the claim is released."""
         self._facts.tell(facts.StartFailed(self._conversation, self._epoch, step, reason, permanent))
+
+    def take_up(self, turn: str, attempt: int, commands: tuple[int, ...], earlier: str | None = None) -> None:
+        """A turn is about to be journaled."""
+        self._facts.tell(facts.TurnTaken(self._conversation, self._epoch, turn, attempt, commands, earlier))
 
     def read(self, events: Iterable[Event], fold: Fold) -> None:
         """Events were read that others wrote, and `fold` stands behind them."""
@@ -142,7 +156,8 @@ class Telling:
     def _begin_call(self, draft: Draft) -> None:
         call = str(draft.body.get("call", ""))
         self._calls[call] = self._clock.boottime()
-        self._facts.tell(facts.CallBegun(self._conversation, self._epoch, draft.turn or "", call))
+        name = str(draft.body.get("name", ""))[:NAME_CHARS]
+        self._facts.tell(facts.CallBegun(self._conversation, self._epoch, draft.turn or "", call, name))
 
     def _end_call(self, draft: Draft) -> None:
         call = str(draft.body.get("call", ""))

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tenure.facts import Facts
     from tenure.journal import Command, Draft, Event, JsonObject
     from tenure.lease import Lease
+    from tenure.node.traces import Traces
     from tenure.vault import Keys, Secret
 
 
@@ -71,6 +72,7 @@ class Means:
     rng: random.Random
     tasks: Tasks
     facts: Facts
+    traces: Traces
     agents: dict[str, AgentLoop]
     provider: RuntimeProvider
     identity: str
@@ -141,6 +143,9 @@ class Tenure:
 
     @step.setter
     def step(self, step: str) -> None:
+        step = self.masked(step)
+        if step != self.progress.step:
+            self.telling.step(step)
         self.progress.tell(step)
 
     @property

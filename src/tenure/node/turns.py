@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tenure.abc import AgentLoop, LiveLoop
-    from tenure.conversation import Fold
+    from tenure.conversation import Fold, OpenTurn
     from tenure.journal import Draft
     from tenure.node.tenure import Tenure
 
@@ -130,15 +130,31 @@ class Turns:
         turn = tenure.fold.turn
         if turn is not None and not turn.waiting:
             if self._begun != turn.id:
-                await tenure.append([draft(TurnResumed(turn.attempt + 1), turn.id)])
+                trace = await self._trace_resumed(turn)
+                await tenure.append([draft(TurnResumed(turn.attempt + 1, traceparent=trace), turn.id)])
             await self._start_task()
         elif turn is None and tenure.fold.queue:
             first = tenure.fold.queue[0]
             if first.seq in self._asking():
                 return  # steered into a turn that has ended meanwhile: the loop may take it yet
             tenure.credentials.insist()
-            await tenure.append([draft(TurnStarted((first.seq,)), turn_id(first.seq, tenure.fold.generation))])
+            name = turn_id(first.seq, tenure.fold.generation)
+            trace = self._trace(name, 1, (first.seq,))
+            await tenure.append([draft(TurnStarted((first.seq,), traceparent=trace), name)])
             await self._start_task()
+
+    def _trace(self, turn: str, attempt: int, commands: tuple[int, ...], earlier: str | None = None) -> str | None:
+        """Say that the turn is taken up; what the journal is to say of its trace."""
+        tenure = self._tenure
+        tenure.telling.take_up(turn, attempt, commands, earlier)
+        return tenure.means.traces.turn_context(tenure.conversation_id, tenure.lease.epoch)
+
+    async def _trace_resumed(self, turn: OpenTurn) -> str | None:
+        tenure, earlier = self._tenure, None
+        if tenure.means.traces.on:
+            for event in await tenure.events(turn.seq - 1, turn.seq):
+                earlier = event.body.get("traceparent")
+        return self._trace(turn.id, turn.attempt + 1, turn.commands, earlier if isinstance(earlier, str) else None)
 
     async def _start_task(self) -> None:
         tenure = self._tenure
@@ -154,8 +170,10 @@ class Turns:
         self._task.add_done_callback(lambda _: tenure.poke())
 
     async def _take(self, turn: LiveTurn) -> None:
-        async with asyncio.timeout(self._timeout_s) as turn.limit:
-            await self._live.turn(turn)
+        tenure = self._tenure
+        with tenure.means.traces.within_turn(tenure.conversation_id, tenure.lease.epoch):
+            async with asyncio.timeout(self._timeout_s) as turn.limit:
+                await self._live.turn(turn)
 
     async def _collect(self) -> None:
         """A turn's task has ended: its end and its settlement are one append."""

@@ -23,6 +23,7 @@ from tenure.server.reference import serve_reference
 from tenure.server.schema import describe, replies
 from tenure.server.secrets import Secrets
 from tenure.server.strict import StrictRoute
+from tenure.server.tracing import Traced
 from tenure.server.watch import Watches
 from tenure.server.wire import (
     AcceptedShape,
@@ -112,6 +113,7 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
         app.add_middleware(Guard, api_key=node.config.api_key)
     if hosts is not None:
         app.add_middleware(OwnPages, hosts=hosts)
+    app.add_middleware(Traced, traces=node.traces)
     app.add_middleware(Dashboard)  # GET / and /dashboard/…, outermost: the pages need no key, what they ask does
     return app
 
