@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -81,6 +82,17 @@ async def test_what_machines_ask_is_not_traced(spans, cluster):
     for path in ("/healthz", "/readyz", "/metrics"):
         assert (await http.get(path)).status_code == 200
         assert not spans("GET") and not spans(f"GET {path}")
+
+
+async def test_the_process_s_own_provider_gets_one_span_a_request(cluster, monkeypatch):
+    """FastAPI's own spans, which hold queries, are not made."""
+    http = await cluster.http()
+    out, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(out))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    assert (await http.get("/conversations/nobody?user_id=hunter2")).status_code == 404
+    [span] = out.get_finished_spans()
+    assert span.name == "GET /conversations/{id}" and "hunter2" not in span.to_json()
 
 
 async def test_an_exception_ends_the_span_without_its_words():

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 VERSION = version("tenure")
 ONE, COMMAND = "/conversations/{id}", {202: AcceptedShape, 200: SettledShape}
+UNTOLD: Any = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
+"""FastAPI's own telemetry holds queries and the words of errors; versions without it pass this over."""
 COPY = {201: ConversationShape, 200: ConversationShape}
 
 
@@ -62,7 +64,7 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
     bounds = bounds or Bounds()
     app = FastAPI(
         title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name,
-        docs_url=None, redoc_url=None,
+        docs_url=None, redoc_url=None, telemetry=UNTOLD,
     )  # fmt: skip
     app.router.route_class = StrictRoute
     app.state.bounds = bounds

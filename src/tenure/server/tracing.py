@@ -53,7 +53,7 @@ class Traced:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         return self._traces.tracer.start_span(
             method,
-            propagate.extract(Headers(scope=scope)),
+            None if trace.get_current_span().get_span_context().is_valid else propagate.extract(Headers(scope=scope)),
             kind=SpanKind.SERVER,
             attributes={
                 "http.request.method": method,
