@@ -95,10 +95,9 @@ async def test_beside_a_living_node_nothing_is_disturbed(tmp_path: Path):
             assert before is not None
             assert [one.incarnation for one in await store.nodes()] == [before.owner and before.owner.incarnation]
         await node.send("c1", "after")
-        texts = [
-            event.body["text"] async for event in node.events("c1", until="turn_completed") if event.kind == "reply"
-        ]
-        assert texts[0] == "before"
+        later = [event async for event in node.events("c1", before.head, until="turn_completed")]
+        assert [event.body["text"] for event in later if event.kind == "reply"] == ["after"]
+        assert {event.epoch for event in later if event.epoch is not None} == {before.epoch}, "nobody took it over"
 
 
 @pytest.mark.blocking_ok  # the command is a process of its own
