@@ -107,8 +107,10 @@ def kill(marks: Collection[str], group: int | None = None) -> None:
 
 
 def ask(marks: Collection[str], group: int) -> None:
-    """SIGTERM to those in the group, its first process left out."""
-    _signal_all([p for p in belonging(marks, group) if p.pid != group], signal.SIGTERM)
+    """SIGTERM to those in the group, its first process left out. Parents first: one that waits must not see its child end
+    before it is asked itself."""
+    told = [p for p in belonging(marks, group) if p.pid != group]
+    _signal_all(sorted(told, key=lambda p: (p.started, p.pid)), signal.SIGTERM)
 
 
 def end(marks: Collection[str], group: int | None = None) -> list[Process]:
