@@ -331,8 +331,7 @@ class CallBegun(Fact):
     epoch: int
     turn: str
     call: str
-    name: str = ""
-    """The tool's."""
+    tool: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ class Traces:
                 self._take_up(held, fact)
             case facts.TurnEnded(outcome=outcome):
                 self._end_turn(held, outcome, failed=outcome == "failed")
-            case facts.CallBegun(call=call, turn=turn, name=name):
+            case facts.CallBegun(call=call, turn=turn, tool=name):
                 parent = held.claim if held.turn is None else held.turn.get_span_context()
                 about = {**held.about, "tenure.turn": turn, "tenure.call": call, "tenure.call.name": name}
                 held.calls[call] = self._begin("tenure.call", about, parent)
