@@ -25,7 +25,7 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
-READY = re.compile(r"^ready (?P<url>\S+) node=(?P<node>\S+)$", re.MULTILINE)
+READY = re.compile(r"^ready (?P<url>\S+) node=(?P<node>.+)$", re.MULTILINE)
 """The line that ``tenure serve`` prints for programs."""
 
 POLL_S = 0.02

@@ -120,7 +120,10 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const typing = event.target.closest("input, textarea, select");
   if (typing) {
-    if (event.key === "Escape") typing.blur();
+    if (event.key === "Escape") {
+      event.preventDefault(); // or else the browser empties a search, and the list is another one
+      typing.blur();
+    }
     return;
   }
   const keys = begun ? `${begun} ${event.key}` : event.key;
