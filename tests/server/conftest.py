@@ -125,7 +125,7 @@ class Unsteady:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.store, name)
-        if not callable(value) or name in ("sibling", "__aenter__", "__aexit__"):
+        if not callable(value) or name in ("sibling", "lies_at", "fence_query", "__aenter__", "__aexit__"):
             return value
         if name == "follow":
             return self._follow
