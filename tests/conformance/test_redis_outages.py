@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis_servers
@@ -34,7 +35,7 @@ from tenure.conversation import TurnState
 from tenure.errors import StoreError, StoreUnavailableError
 from tenure.journal import read_body
 from tenure.lease import new_incarnation
-from tenure.stores.redis import RedisStore
+from tenure.stores.redis import RedisStore, rebuild
 from tenure.testing.servers import Console, RedisServer, until
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import AGENT, CREATION, OPEN, Writer, awaited, expect, message, note
@@ -434,6 +435,26 @@ async def test_whoever_asks_first_finds_the_record_again(server: RedisServer, st
         expect(Held, await stage.store.claim(stage.claiming(conversation, await stage.node(ttl_s=60))))
     else:
         assert expect(Reading, await stage.store.read(conversation)).record.head == first.seq
+
+
+async def test_a_lost_record_that_was_found_again_meanwhile_stays_as_it_is(
+    server: RedisServer, stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    """Who read the journal before a command came must not write what it meant then."""
+    conversation = await stage.conversation()
+    first = await stage.submit(conversation)
+    lose_record(server, conversation)
+    places = rebuild._places
+
+    async def slowly(*of: Any) -> list[bytes]:
+        found = await places(*of)
+        monkeypatch.setattr(rebuild, "_places", places)
+        await stage.submit(conversation)
+        return found
+
+    monkeypatch.setattr(rebuild, "_places", slowly)
+    record = expect(Reading, await stage.store.read(conversation)).record
+    assert (record.head, record.last_command, record.unsettled) == (first.seq + 1, first.seq + 1, 2)
 
 
 async def test_a_lost_record_with_a_broken_journal_is_refused(server: RedisServer, stage: Stage):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from legal import journals
 from test_stores import STORES
 
-from tenure.abc import Creation, Limits, Reading
+from tenure.abc import Creation, Limits, Reading, RuntimeFailure, RuntimeProvider
 from tenure.clock import SystemClock
 from tenure.config import Config
 from tenure.conversation import Export, Fold, TurnState, fold, past_of, read_events, read_export
@@ -28,13 +28,22 @@ class NoAgent:
     async def ready(self) -> None: ...
 
 
-class Nowhere:
-    kind, outlives_node = "nowhere", False
+class Nowhere(RuntimeProvider):
+    """No runtimes: a copy is written without any."""
+
+    kind = "nowhere"
+
+    async def provision(self, spec, progress) -> Any:
+        raise RuntimeFailure("there are none here")
+
+    async def configure(self, runtime, credentials) -> None: ...
+
+    async def attach(self, spec) -> None: ...
+
+    async def discard(self, name, workspace=None) -> None: ...
 
     async def list(self) -> list:
         return []
-
-    def kill_now(self) -> None: ...
 
 
 class Copier:
@@ -45,7 +54,7 @@ class Copier:
         self.runner = asyncio.Runner()
         config = Config(node="n", address="test://n", ttl_s=60, sweep_s=30, witness=False)
         store = factory(SystemClock(), Limits())
-        self.node = Node(store, {"agent": cast("Any", NoAgent())}, provider=cast("Any", Nowhere()), config=config)
+        self.node = Node(store, {"agent": cast("Any", NoAgent())}, provider=Nowhere(), config=config)
         self.runner.run(self.node.__aenter__())
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ Mutation("M13", "rule 4", "stores/redis/lua/claim.lua", "the floor is ignored",
          redis("rule_04_the_floor_raises_the_epoch"))
 Mutation("M14", "rule 4", "stores/redis/lua/rebuild.lua", "a record is made anew over a journal that has moved on",
          "if redis.call('EXISTS', lock) == 1 or int(last_epoch) ~= epoch or int(last_seq) ~= seq then return 0 end", "if false then return 0 end",
-         Killers(OUTAGES, "lost_record"))
+         Killers(OUTAGES, "found_again_meanwhile"))
 Mutation("M15", "rule 4", "stores/redis/lua/delete.lua", "a tombstone keeps the last claim's epoch",
          "after.epoch, after.deleted, after.version = before.epoch + 1, 1, 1", "after.epoch, after.deleted, after.version = before.epoch, 1, 1",
          redis("rule_04_the_epoch_survives_deletion"))
