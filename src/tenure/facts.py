@@ -466,6 +466,12 @@ class Leaving(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class LeavingAlready(Fact):
+    event, says = "node.leaving_already", "{signal}: leaving already, it changes nothing"
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeavingBadly(Fact):
     event, level, says = "node.leaving_badly", ERROR, "{what}"
     what: str

@@ -189,7 +189,8 @@ class Departure:
 
     def _tell(self, number: signal.Signals) -> None:
         if self.told.is_set():
-            return  # leaving already
+            facts.to_log(facts.LeavingAlready(number.name))
+            return
         facts.to_log(facts.Leaving(number.name, self._limit_s))
         self.told.set()
 

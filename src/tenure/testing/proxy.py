@@ -47,14 +47,16 @@ class Proxy:
         self.port = int(self._place.getsockname()[1])
         self._open = {way: asyncio.Event() for way in Way}
         self._delay_s = 0.0
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._taken: set[socket.socket] = set()
+        """Connections that nobody carries yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         for way in Way:
             self._open[way].set()
-        await self._listen()
+        self._listen()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -62,15 +64,18 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._taken:
+            connection.close()
         self._place.close()
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
     async def refuse(self) -> None:
         """Nobody listens any more, and every connection is torn."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         self.tear()
 
     def tear(self) -> None:
@@ -91,21 +96,32 @@ class Proxy:
         self._delay_s = 0.0
         for way in Way:
             self._open[way].set()
-        if self._server is None:
-            await self._listen()
+        if self._listening is None:
+            self._listen()
 
     # --- connections ------------------------------------------------------------------------------------------------
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._connected, HOST, self.port, reuse_port=True)
+    def _listen(self) -> None:
+        # Not `asyncio.start_server`: one that is closed while it accepts forgets the connection, and leaves it open.
+        self._listening = socket.create_server((HOST, self.port), reuse_port=True)
+        self._listening.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer), name=f"proxy {self.port} to {self.target}")
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return  # it was gone before it was taken, or there are no descriptors
+        connection.setblocking(False)
+        self._taken.add(connection)
+        task = asyncio.create_task(self._carry(connection), name=f"proxy {self.port} to {self.target}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, connection: socket.socket) -> None:
         """One client; ends when both ways have ended."""
+        self._taken.discard(connection)
+        reader, writer = await asyncio.open_connection(sock=connection)
         with self._held(writer):
             try:
                 there, to = await asyncio.open_connection(HOST, self.target)
