@@ -1,6 +1,7 @@
 """``/docs``: whole, without a network, and nothing but text."""
 
 import re
+import threading
 from html.parser import HTMLParser
 
 from tenure.server.dashboard import FILES, POLICY
@@ -66,3 +67,27 @@ async def test_what_is_said_of_an_operation_is_only_ever_text(cluster):
     operation["description"] = '<script src="x"></script> & "more"'
     text = (await (await cluster.http("n1")).get("/docs")).text
     assert "&lt;script src=&quot;x&quot;&gt;&lt;/script&gt; &amp; &quot;more&quot;" in text
+
+
+async def test_an_app_is_made_without_reading_its_routes_again(cluster):
+    """Reading them takes a third of a second, in which an event loop would answer nobody."""
+    for name in ("n1", "n2"):
+        await cluster.node(name)
+    one, other = (cluster.apps[name].routes for name in ("n1", "n2"))
+    assert len(one) > 28
+    assert all(mine is its for mine, its in zip(one, other, strict=True))
+    for name in ("n1", "n2"):
+        [here] = [node for node in (await (await cluster.http(name)).get("/nodes")).json() if node["here"]]
+        assert here["node"] == name, "and each answers for its own node"
+
+
+async def test_the_document_is_written_beside_the_event_loop(cluster, monkeypatch):
+    await cluster.node("n1")
+    app, written_in = cluster.apps["n1"], list[str]()
+    openapi = app.openapi
+    monkeypatch.setattr(app, "openapi", lambda: written_in.append(threading.current_thread().name) or openapi())
+    http = await cluster.http("n1")
+    for path in ("/openapi.json", "/docs"):
+        assert (await http.get(path)).status_code == 200
+    assert len(written_in) == 2
+    assert threading.main_thread().name not in written_in

@@ -70,9 +70,7 @@ async def _serve(config: Config, agents: Sequence[str], veil: Veil | None, traci
 
 
 async def _live(node: Node, listener: socket.socket, departure: Departure, tracing: Tracing | None = None) -> Exit:
-    app = create_app(
-        node, hosts=own_hosts(node.config)
-    )  # before the node registers: it blocks the event loop for a while
+    app = create_app(node, hosts=own_hosts(node.config))
     told = asyncio.create_task(departure.told.wait(), name="told to leave")
     entering = asyncio.create_task(node.__aenter__(), name="enter")
     await asyncio.wait([told, entering], return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from tenure.server.cluster import Cluster
 from tenure.server.commands import Commands
@@ -19,10 +18,11 @@ from tenure.server.conversations import Conversations
 from tenure.server.dashboard import Dashboard
 from tenure.server.guard import Guard, OwnPages
 from tenure.server.problems import answer_with_problems
-from tenure.server.reference import serve_reference
-from tenure.server.schema import describe, replies
+from tenure.server.recordings import Recordings
+from tenure.server.reference import Reference
+from tenure.server.routes import route, take_faces
+from tenure.server.schema import describe
 from tenure.server.secrets import Secrets
-from tenure.server.strict import StrictRoute
 from tenure.server.tracing import Traced
 from tenure.server.watch import Watches
 from tenure.server.wire import (
@@ -53,6 +53,42 @@ UNTOLD: Any = {"tracing": False, "metrics": False, "logs": False, "operation_spa
 """FastAPI's own telemetry holds queries and the words of errors; versions without it pass this over."""
 COPY = {201: ConversationShape, 200: ConversationShape}
 
+TABLE: list[tuple[str, str, Any, dict[int, Any]]] = [
+    ("POST", "/conversations", Conversations.create, {201: ConversationShape, 200: ConversationShape}),
+    ("GET", "/conversations", Conversations.list, {200: ConversationsShape}),
+    ("GET", ONE, Conversations.show, {200: ConversationShape}),
+    ("PATCH", ONE, Conversations.change, {200: ConversationShape}),
+    ("DELETE", ONE, Conversations.delete, {204: None}),
+    ("GET", f"{ONE}/events", Conversations.events, {200: EventsShape}),
+    ("GET", f"{ONE}/timeline", Conversations.timeline, {200: TimelineShape}),
+    ("GET", f"{ONE}/export", Recordings.export, {200: "lines"}),
+    ("POST", "/conversations/import", Recordings.take_in, COPY),
+    ("POST", f"{ONE}/fork", Recordings.fork, COPY),
+    ("GET", f"{ONE}/stream", Conversations.stream, {200: "stream"}),
+    ("POST", f"{ONE}/messages", Commands.message, COMMAND),
+    ("POST", f"{ONE}/interrupt", Commands.interrupt, COMMAND),
+    ("POST", f"{ONE}/stop", Commands.stop, COMMAND),
+    ("POST", f"{ONE}/answer", Commands.answer, COMMAND),
+    ("POST", f"{ONE}/start", Commands.start, {200: LoopInfoShape, 202: LoopInfoShape}),
+    ("GET", f"{ONE}/start", Commands.progress, {200: StartShape}),
+    ("POST", f"{ONE}/takeover", Commands.takeover, {200: LoopInfoShape}),
+    ("GET", "/activity", Cluster.activity, {200: ActivityShape}),
+    ("GET", f"{ONE}/vault", Secrets.secrets, {200: SecretsShape}),
+    ("PUT", f"{ONE}/vault/{{name}}", Secrets.put, {201: SecretShape, 200: SecretShape}),
+    ("DELETE", f"{ONE}/vault/{{name}}", Secrets.remove, {204: None}),
+    ("POST", "/vault/rotate", Secrets.rotate, {200: RotatedShape}),
+    ("GET", "/nodes", Cluster.nodes, {200: list[NodeShape]}),
+    ("POST", "/nodes/{node}/drain", Cluster.drain, {202: DrainShape}),
+    ("GET", "/metrics", Cluster.metrics, {200: "metrics"}),
+    ("GET", "/healthz", Cluster.healthz, {200: HealthShape}),
+    ("GET", "/readyz", Cluster.readyz, {200: HealthShape}),
+    ("GET", "/openapi.json", Reference.document, {}),
+    ("GET", "/docs", Reference.page, {}),
+]
+"""Method, path, whose method answers, and what it answers; with no shape it is no operation of the API."""
+ROUTES = tuple(route(*row) for row in TABLE)
+"""Read when this module is imported, and shared by every app of the process."""
+
 
 def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str] | None = None) -> FastAPI:
     """The HTTP face of a node, to be served or mounted in anybody's ASGI app. It does not own the node.
@@ -63,54 +99,16 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
     """
     bounds = bounds or Bounds()
     app = FastAPI(
-        title="Tenure", version=VERSION, redirect_slashes=False, generate_unique_id_function=_name,
-        docs_url=None, redoc_url=None, telemetry=UNTOLD,
-    )  # fmt: skip
-    app.router.route_class = StrictRoute
+        title="Tenure", version=VERSION, routes=[*ROUTES], redirect_slashes=False, openapi_url=None, telemetry=UNTOLD
+    )
     app.state.bounds = bounds
     app.state.large_bodies = ThreadPoolExecutor(1, "tenure-large-bodies")
     app.state.watches = watches = Watches(node.store, bounds.streams)
     conversations = Conversations(node, watches, bounds)
     commands = Commands(node, watches, bounds)
-    cluster, secrets = Cluster(node), Secrets(node)
-    routes: list[tuple[str, str, Any, dict[int, Any]]] = [
-        ("POST", "/conversations", conversations.create, {201: ConversationShape, 200: ConversationShape}),
-        ("GET", "/conversations", conversations.list, {200: ConversationsShape}),
-        ("GET", ONE, conversations.show, {200: ConversationShape}),
-        ("PATCH", ONE, conversations.change, {200: ConversationShape}),
-        ("DELETE", ONE, conversations.delete, {204: None}),
-        ("GET", f"{ONE}/events", conversations.events, {200: EventsShape}),
-        ("GET", f"{ONE}/timeline", conversations.timeline, {200: TimelineShape}),
-        ("GET", f"{ONE}/export", conversations.recordings.export, {200: "lines"}),
-        ("POST", "/conversations/import", conversations.recordings.take_in, COPY),
-        ("POST", f"{ONE}/fork", conversations.recordings.fork, COPY),
-        ("GET", f"{ONE}/stream", conversations.stream, {200: "stream"}),
-        ("POST", f"{ONE}/messages", commands.message, COMMAND),
-        ("POST", f"{ONE}/interrupt", commands.interrupt, COMMAND),
-        ("POST", f"{ONE}/stop", commands.stop, COMMAND),
-        ("POST", f"{ONE}/answer", commands.answer, COMMAND),
-        ("POST", f"{ONE}/start", commands.start, {200: LoopInfoShape, 202: LoopInfoShape}),
-        ("GET", f"{ONE}/start", commands.progress, {200: StartShape}),
-        ("POST", f"{ONE}/takeover", commands.takeover, {200: LoopInfoShape}),
-        ("GET", "/activity", cluster.activity, {200: ActivityShape}),
-        ("GET", f"{ONE}/vault", secrets.secrets, {200: SecretsShape}),
-        ("PUT", f"{ONE}/vault/{{name}}", secrets.put, {201: SecretShape, 200: SecretShape}),
-        ("DELETE", f"{ONE}/vault/{{name}}", secrets.remove, {204: None}),
-        ("POST", "/vault/rotate", secrets.rotate, {200: RotatedShape}),
-        ("GET", "/nodes", cluster.nodes, {200: list[NodeShape]}),
-        ("POST", "/nodes/{node}/drain", cluster.drain, {202: DrainShape}),
-        ("GET", "/metrics", cluster.metrics, {200: "metrics"}),
-        ("GET", "/healthz", cluster.healthz, {200: HealthShape}),
-        ("GET", "/readyz", cluster.readyz, {200: HealthShape}),
-    ]
-    for method, path, endpoint, shapes in routes:
-        app.add_api_route(path, endpoint, methods=[method], **replies(shapes))
-    serve_reference(app)
+    take_faces(app, conversations, conversations.recordings, commands, Cluster(node), Secrets(node), Reference(app))
+    describe(app, ROUTES, (shape for *_, shapes in TABLE for shape in shapes.values()), keyed=bool(node.config.api_key))
     answer_with_problems(app)
-    shapes = {
-        str(shape): shape for *_, of_route in routes for shape in of_route.values() if not isinstance(shape, str | None)
-    }
-    describe(app, shapes.values(), keyed=bool(node.config.api_key))
     if node.config.api_key:
         app.add_middleware(Guard, api_key=node.config.api_key)
     if hosts is not None:
@@ -118,10 +116,6 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
     app.add_middleware(Traced, traces=node.traces)
     app.add_middleware(Dashboard)  # GET / and /dashboard/…, outermost: the pages need no key, what they ask does
     return app
-
-
-def _name(route: APIRoute) -> str:
-    return route.name
 
 
 def close_streams(app: FastAPI) -> None:

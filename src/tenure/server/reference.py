@@ -1,12 +1,14 @@
-"""``/docs``: the OpenAPI document as a page for people. Plain HTML without scripts, nothing from elsewhere."""
+"""``/openapi.json``, and ``/docs``: the same as a page for people. Plain HTML without scripts, nothing from elsewhere."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
 from tenure.server.dashboard import HEADERS
 
@@ -36,15 +38,26 @@ _PAGE = """<!doctype html>
 """
 
 
-def serve_reference(app: FastAPI) -> None:
-    """``GET /docs``, where the framework's own page would load its scripts from another host."""
+@final
+class Reference:
+    """What is told of the API: to programs and to people. Both are written beside the event loop, which takes a moment."""
 
-    async def docs(request: Request) -> Response:
-        """The page; no operation of the API."""
-        page = _PAGE.format("\n".join(_written(app.openapi())))
-        return Response(page.encode(), headers=HEADERS, media_type="text/html; charset=utf-8")
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
 
-    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    async def document(self, request: Request) -> Response:
+        """The OpenAPI document."""
+        document = await asyncio.to_thread(self._app.openapi)
+        root = request.scope.get("root_path", "").rstrip("/")
+        return JSONResponse({**document, "servers": [{"url": root}]} if root else document)
+
+    async def page(self) -> Response:
+        """The same as a page, where the framework's own would load its scripts from another host."""
+        page = await asyncio.to_thread(self._page)
+        return Response(page, headers=HEADERS, media_type="text/html; charset=utf-8")
+
+    def _page(self) -> bytes:
+        return _PAGE.format("\n".join(_written(self._app.openapi()))).encode()
 
 
 def _written(document: Mapping[str, Any]) -> Iterator[str]:

@@ -15,9 +15,10 @@ from pydantic import TypeAdapter
 from tenure.server.problems import MEDIA_TYPE, ProblemShape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fastapi import FastAPI
+    from starlette.routing import BaseRoute
 
 _STREAM = {
     "description": "Server-sent events: id `seq:epoch`, event = kind, data = the event; `delta` without id.",
@@ -62,28 +63,36 @@ def _schema(shape: Any) -> dict[str, Any]:
     return {"$ref": _REF.format(model=shape.__name__)}
 
 
-def describe(app: FastAPI, shapes: Iterable[Any], *, keyed: bool) -> None:
+def describe(app: FastAPI, routes: Sequence[BaseRoute], shapes: Iterable[Any], *, keyed: bool) -> None:
     """Make the app's document say what we answer, where the framework would say what it would."""
     made: dict[str, Any] = {}
+    told = {str(shape): shape for shape in shapes if not isinstance(shape, str | None)}
 
     def openapi() -> dict[str, Any]:
         if not made:
-            made.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
-            made["paths"]["/conversations/import"]["post"]["requestBody"] = {"required": True, **_LINES}
-            for path in made["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)  # the framework's own; ours is the default
-            schemas = made["components"]["schemas"]
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            for shape in (*shapes, ProblemShape):
-                schema = TypeAdapter(shape).json_schema(ref_template=_REF)
-                schemas |= schema.pop("$defs", {})
-                if not get_args(shape):
-                    schemas[shape.__name__] = schema
-            if keyed:
-                made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-                made["security"] = [{"key": []}]
+            made.update(_document(app.title, app.version, routes, told.values(), keyed=keyed))
         return made
 
     app.openapi = openapi
+
+
+def _document(
+    title: str, version: str, routes: Sequence[BaseRoute], shapes: Iterable[Any], *, keyed: bool
+) -> dict[str, Any]:
+    made = get_openapi(title=title, version=version, routes=routes)
+    made["paths"]["/conversations/import"]["post"]["requestBody"] = {"required": True, **_LINES}
+    for path in made["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)  # the framework's own; ours is the default
+    schemas = made["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for shape in (*shapes, ProblemShape):
+        schema = TypeAdapter(shape).json_schema(ref_template=_REF)
+        schemas |= schema.pop("$defs", {})
+        if not get_args(shape):
+            schemas[shape.__name__] = schema
+    if keyed:
+        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        made["security"] = [{"key": []}]
+    return made
