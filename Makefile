@@ -35,6 +35,7 @@ bench: setup  ## measure (ARGS are passed on)
 
 chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store, SEED=7 FAULTS=1000 STORE=redis)
 	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_SIM_STORE_SEEDS=$$(( ($(SEEDS) + 9) / 10 )) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
+	    TENURE_START_MATRIX=whole \
 	    $(if $(STORE),TENURE_CHAOS_STORE=$(STORE)) \
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
 	@$(PYTHON_IN_VENV) tests/chaos/combined.py --minutes $(MINUTES) \
