@@ -83,6 +83,20 @@ def test_only_stores_make_leases():
     assert not offenders, "a lease is the proof that a store gave; nobody else makes one"
 
 
+def test_nothing_is_logged_but_facts():
+    """A line of the log has a stable event name, or it is none that a search or an alert can count on."""
+    spoken = ("debug", "info", "warning", "error", "exception", "critical", "log")
+    offenders = [
+        f"{name}:{call.lineno}"
+        for name, tree, _ in modules()
+        if name != "facts.py" and not name.startswith("testing/")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in spoken
+        if ast.unparse(call.func.value) in ("log", "logger", "logging", "self._log", "LOG")
+    ]
+    assert not offenders, "give it a name in tenure.facts, and tell that"
+
+
 def test_names_use_our_words():
     offenders: list[str] = []
     for name, tree, _ in modules():

@@ -171,6 +171,43 @@ class HintsEnded(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class HintsFailed(Fact):
+    event, level, says = "store.hints_failed", ERROR, "the listening for hints failed, it begins anew: {error}"
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class HintsLost(Fact):
+    event, level, says = (
+        "store.hints_lost",
+        DEBUG,
+        "hints did not reach other nodes, which will look by themselves: {error}",
+    )
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFailed(Fact):
+    event, level, says = (
+        "store.lane_failed",
+        ERROR,
+        "a lane to the store failed, the next request begins another: {error}",
+    )
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatementsSlow(Fact):
+    event, level = "store.statements_slow", WARNING
+    says = (
+        "statement_s ({statement_s:g}) is not below half of the ttl ({ttl_s:g} s): a row that a frozen session holds may "
+        "cost a lease; set ?statement_s= in the store's URL"
+    )
+    statement_s: float
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Swept(Fact):
     event, level, says = "sweep.done", DEBUG, "swept: {wanted} wanted, {begun} claimed"
     wanted: int
@@ -435,6 +472,14 @@ class ReaderCut(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ExportCut(Fact):
+    event, level = "export.cut", WARNING
+    says = "an export was cut, and its reader sees it by the missing end: {error}"
+    conversation: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFailed(Fact):
     event, level, says = "http.failed", WARNING, "{method} {route}: {code}: {error}"
     method: str
@@ -490,12 +535,13 @@ ALL: Mapping[str, type[Fact]] = {fact.event: fact for fact in Fact.__subclasses_
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def to_log(fact: Fact, *, traced: bool = False) -> None:
-    """One record of the logger ``tenure.<first word of the event>``; `traced`: with the error under way."""
+def to_log(fact: Fact, *, traced: bool = False, error: BaseException | None = None) -> None:
+    """One record of the logger ``tenure.<first word of the event>``; with where `error` came from, or (`traced`) the
+    error under way."""
     log = logging.getLogger(f"tenure.{fact.event.partition('.')[0]}")
     if log.isEnabledFor(fact.level):
         # The sentence is no template any more: a "%" in it is its own.
-        log.log(fact.level, "%s", fact.text(), exc_info=traced, extra={"event": fact.event, **fact.parts()})
+        log.log(fact.level, "%s", fact.text(), exc_info=error or traced, extra={"event": fact.event, **fact.parts()})
 
 
 @final

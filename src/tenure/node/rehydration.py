@@ -7,7 +7,6 @@ at any node, goes on where it stood: what a batch holds follows from the recordi
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, final
 
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
-log = logging.getLogger("tenure.rehydration")
 
 BATCH_EVENTS = 100
 BATCH_BYTES = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from typing import TYPE_CHECKING, Annotated, cast, final
 
 from fastapi import Query, Request, Response
@@ -12,6 +11,7 @@ from fastapi import Query, Request, Response
 from tenure.abc import Creation
 from tenure.conversation import Export, read_events, read_export
 from tenure.errors import InvalidInputError, TenureError
+from tenure.facts import ExportCut
 from tenure.journal import Policy
 from tenure.node import Copy
 from tenure.server.problems import Problem
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tenure.conversation import Recording
+    from tenure.facts import Facts
     from tenure.journal import Json
     from tenure.node import Node
     from tenure.server.conversations import Conversations
-
-log = logging.getLogger("tenure.server")
 
 LINES = "application/x-ndjson"
 CHUNK = 100
@@ -68,7 +67,9 @@ class Recordings:
         """The whole journal as JSON lines with checksums, up to the head that the first line names; from any node."""
         first = await read(self.store, conversation, 0, CHUNK, (), user_id)
         sealed = [one.name for one in await self.store.names(conversation)]
-        return Lines(self._lines(conversation, Export(first.record, sealed)), f"{conversation}.ndjson", self.bounds)
+        return Lines(
+            self._lines(conversation, Export(first.record, sealed)), conversation, self.node.facts, self.bounds
+        )
 
     async def _lines(self, conversation: str, export: Export) -> AsyncIterator[str]:
         yield export.first()
@@ -212,11 +213,14 @@ class Lines(Response):
 
     media_type = LINES
 
-    def __init__(self, lines: AsyncIterator[str], name: str, bounds: Bounds) -> None:
-        headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
+    def __init__(self, lines: AsyncIterator[str], conversation: str, told: Facts, bounds: Bounds) -> None:
+        name = f'attachment; filename="{conversation}.ndjson"'
+        headers = {"Cache-Control": "no-store", "Content-Disposition": name}
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._lines = lines
+        self._conversation = conversation
+        self._facts = told
         self._slow_s = bounds.slow_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,5 +233,5 @@ class Lines(Response):
                 async with asyncio.timeout(self._slow_s):
                     await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
         except (TenureError, TimeoutError) as error:
-            log.warning("an export was cut, and its reader sees it by the missing end: %s", error)
+            self._facts.tell(ExportCut(self._conversation, str(error) or "it was read too slowly"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import random
 import secrets
 from collections import deque
 from contextlib import suppress
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, LiteralString, cast, final
 
 from tenure.abc import Hint, Topic
 from tenure.errors import StoreError
+from tenure.facts import HintsEnded, HintsFailed, HintsLost, to_log
 from tenure.stores.postgres.link import Link, Statement
 from tenure.stores.postgres.requests import PAYLOAD_BYTES, pieces
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from tenure.journal import Json, JsonObject
     from tenure.stores.postgres.lanes import Lanes
-
-log = logging.getLogger("tenure.stores.postgres")
 
 QUEUE = 1000
 """How many hints wait for one follower; then the oldest is dropped and the next one says so."""
@@ -79,6 +78,7 @@ class Hints:
         self._connect = connect
         self._say = say
         self._timeout_s = timeout_s
+        self._rng = random.Random()
         self._me = secrets.token_hex(4)
         self._deltas = 0
         self._loop = asyncio.get_running_loop()
@@ -131,14 +131,14 @@ class Hints:
             try:
                 await self._listen_once()
             except StoreError as error:
-                log.debug("no hints for now: %s", error)
-            except Exception:
-                log.exception("hints ended; they begin anew")
+                to_log(HintsEnded(str(error)))
+            except Exception as error:  # a bug, or a message that nobody should have sent
+                to_log(HintsFailed(repr(error)), error=error)
             was_listening = self._listening.is_set()
             self._listening.clear()
             self._lapsed = True
             pause_s = FIRST_PAUSE_S if was_listening else min(2 * pause_s, LONGEST_PAUSE_S)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1))
 
     async def _listen_once(self) -> None:
         """Connect, and listen until the connection ends."""
@@ -209,7 +209,7 @@ class Hints:
                 statement = Statement("SELECT tell(%s, %s::text[])", (self.channel, self._payloads(hints)))
                 await self._say.run(statement)
             except StoreError as error:
-                log.debug("hints were lost: %s", error)
+                to_log(HintsLost(str(error)))
             await asyncio.sleep(SLICE_S)
 
     def _payloads(self, hints: list[Json]) -> list[str]:

@@ -10,12 +10,12 @@ item then goes again, by itself. An error of the connection is everybody's, and 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from tenure.errors import InvalidInputError, StoreError, StoreUnavailableError
+from tenure.facts import LaneFailed, to_log
 from tenure.stores.postgres.link import Link, RejectedError, Statement
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tenure.stores.postgres.link import Row
 
-log = logging.getLogger("tenure.stores.postgres")
 
 GROUP = 100
 """How many items travel in one transaction: bounds how long its rows are locked."""
@@ -162,10 +161,8 @@ class Lanes:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if (
-            not task.cancelled() and task.exception() is not None
-        ):  # a bug of ours: say so, and let the next item start anew
-            log.error("a lane of the store ended: %r", task.exception(), exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:  # a bug of ours: the next item starts anew
+            to_log(LaneFailed(repr(error)), error=error)
 
     async def close(self) -> None:
         """Stop; whoever still waits is told. Idempotent."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
 from tenure.abc import Limits, Store
 from tenure.errors import StoreUnavailableError
+from tenure.facts import StatementsSlow, StoreWeakens, to_log
 from tenure.stores.postgres.address import parse_url
 from tenure.stores.postgres.examination import examined
 from tenure.stores.postgres.fitness import examine
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from tenure.journal import JsonObject
     from tenure.lease import Epoch, IncarnationId, Lease
 
-log = logging.getLogger("tenure.stores.postgres")
 
 SWIFT, PATIENT, READERS, TELLERS, LISTENERS = 2, 2, 2, 1, 1
 """What goes on at once in one store object, a connection each at most; what comes one at a time needs one or two."""
@@ -121,7 +120,7 @@ class PostgresStore(Store):
             raise
         self._opened = self._put_together(link)
         for sentence in () if self._is_sibling else self.weakened:
-            log.warning("the store at %s weakens a promise: %s", self.address, sentence)
+            to_log(StoreWeakens(str(self.address), sentence))
         return self
 
     async def _connect(self) -> Link:
@@ -173,12 +172,7 @@ class PostgresStore(Store):
 
     async def register(self, incarnation: IncarnationId, about: About, ttl_s: float) -> Granted | Refused:
         if self.address.statement_s >= ttl_s / 2:
-            log.warning(
-                "statement_s (%g) is not below half of the ttl (%g s): a row that a frozen session holds may cost a lease; "
-                "set ?statement_s= in the store's URL",
-                self.address.statement_s,
-                ttl_s,
-            )
+            to_log(StatementsSlow(self.address.statement_s, ttl_s))
         return await self._parts.registry.register(incarnation, about, ttl_s)
 
     async def renew(

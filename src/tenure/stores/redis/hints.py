@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, final
 
 from tenure.abc import Hint, Topic
 from tenure.errors import StoreError
-from tenure.facts import HintsEnded, to_log
+from tenure.facts import HintsEnded, HintsFailed, to_log
 from tenure.stores.redis.listener import Listener
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Hints:
     def __init__(self, servers: Servers, channel: str, timeout_s: float) -> None:
         self._servers = servers
         self._channel = channel
+        self._rng = random.Random()
         self._timeout_s = timeout_s
         self._followers: dict[Topic, list[Follower]] = {}
         self._confirmed: set[Topic] = set()
@@ -131,8 +133,10 @@ class Hints:
             except StoreError as error:
                 to_log(HintsEnded(str(error)))
                 self._servers.forget()
+            except Exception as error:  # a bug, or a message that nobody should have sent
+                to_log(HintsFailed(repr(error)), error=error)
             attempts += 1
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _listen_once(self, attempts: int) -> None:

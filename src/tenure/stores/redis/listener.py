@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, cast, final
 from hiredis import ProtocolError, Reader, ReplyError
 
 from tenure.errors import StoreUnavailableError
+from tenure.facts import HintsFailed, to_log
 from tenure.stores.redis.link import dial, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tenure.stores.redis.address import Address, Endpoint
-    from tenure.stores.redis.link import Reply
+from tenure.stores.redis.link import Reply
 
 _NOTHING = object()
 AT_ONCE = 1000
@@ -98,6 +99,9 @@ class Listener(asyncio.Protocol):
                 self._take(said)
         except ProtocolError as error:
             self.close(f"{self.endpoint} does not speak the protocol: {error}")
+        except Exception as error:  # a bug, or a message that nobody should have sent
+            to_log(HintsFailed(repr(error)), error=error)
+            self.close(f"what {self.endpoint} said was not understood")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(f"the connection to {self.endpoint} fell{f': {exc}' if exc else ''}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, final
 
 from tenure.abc import Hint, Topic
 from tenure.errors import StoreError
+from tenure.facts import HintsEnded, HintsFailed, to_log
 from tenure.stores.sqlite import statements as sql
 from tenure.stores.sqlite.busy import is_busy
 from tenure.stores.sqlite.thread import AwaitableThread
@@ -152,8 +153,13 @@ class Poller:
     def _run(self) -> None:
         while not self._closing:
             # After an error (no room, say) the connection is not trusted: open another and tell that hints lapsed.
-            with suppress(sqlite3.Error, OSError, StoreError), closing(self._file.open()) as connection:
-                self._watch(connection)
+            try:
+                with closing(self._file.open()) as connection:
+                    self._watch(connection)
+            except (sqlite3.Error, OSError, StoreError) as error:
+                to_log(HintsEnded(str(error)))
+            except Exception as error:  # a bug: hints are a favour, but their end would be noticed too late
+                to_log(HintsFailed(repr(error)), error=error)
             if not self._closing:
                 self._let_in()  # looking will say what is wrong
                 self._tell_lapsed()
