@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tenure.errors import OwnershipLostError
@@ -472,11 +474,20 @@ class Sealed:
 @final
 @dataclass(frozen=True, slots=True)
 class FenceQuery:
-    """The fence for a transaction of one's own: run `sql` with `parameters` first in it, hand the row to :meth:`insist`."""
+    """The fence for a transaction of one's own: run `sql` with `parameters` first in it, hand the row to :meth:`insist`.
+
+    Its placeholders are those of the store's own driver: ``?`` (sqlite3), ``%s`` (psycopg).
+    """
 
     lease: Lease
     sql: str
     parameters: tuple[str | int, ...]
+
+    @property
+    def numbered(self) -> str:
+        """The same with ``$1``, ``$2`` …, as asyncpg and ``PREPARE`` want it."""
+        numbers = count(1)
+        return re.sub(r"\?|%s", lambda _: f"${next(numbers)}", self.sql)
 
     def insist(self, row: object) -> None:
         """Go on only if there was a row: roll back otherwise, and stop.

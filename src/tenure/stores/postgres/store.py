@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, final
 
-from tenure.abc import Limits, Store
+from tenure.abc import FenceQuery, Limits, Store
 from tenure.errors import StoreUnavailableError
 from tenure.facts import StatementsSlow, StoreWeakens, to_log
 from tenure.stores.postgres.address import parse_url
@@ -18,6 +18,7 @@ from tenure.stores.postgres.link import Link
 from tenure.stores.postgres.reading import Reads
 from tenure.stores.postgres.registry import Registry
 from tenure.stores.postgres.schema import prepare, search_path
+from tenure.stores.postgres.text import stored
 from tenure.stores.postgres.writing import Writes, composer
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ if TYPE_CHECKING:
 SWIFT, PATIENT, READERS, TELLERS, LISTENERS = 2, 2, 2, 1, 1
 """What goes on at once in one store object, a connection each at most; what comes one at a time needs one or two."""
 READS_AT_ONCE = 10
+
+FENCE = """
+SELECT 1 FROM "{schema}".conversations WHERE id = %s AND NOT deleted AND owner = %s AND epoch = %s AND token = %s FOR SHARE
+"""
+"""For transactions of other people's, whose search path is their own: `append` judges by the same comparison."""
 
 
 @final
@@ -266,6 +272,13 @@ class PostgresStore(Store):
 
     async def refusals(self, conversation: str, limit: int = 100) -> Sequence[Refusal]:
         return await self._parts.reads.refusals(conversation, limit)
+
+    def fence_query(self, lease: Lease) -> FenceQuery:
+        """For a transaction of any driver in the same database: it locks the conversation's row, which a claim waits for
+        and which waits for a claim under way. At *repeatable read* and above it fails as a conflict instead, if there was
+        one since the snapshot. Its role needs ``SELECT`` on the table, and ``UPDATE`` on one column, for the lock."""
+        sql = FENCE.strip().format(schema=self.address.schema)
+        return FenceQuery(lease, sql, (stored(lease.conversation), lease.incarnation, lease.epoch, lease.token))
 
 
 @final
