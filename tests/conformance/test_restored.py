@@ -5,10 +5,12 @@ import asyncio
 import copy
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import postgres_servers
 import pytest
 import redis_servers
 
@@ -21,6 +23,7 @@ from tenure.journal import TurnStarted, draft
 from tenure.node import Node
 from tenure.node.restoration import MARK, raise_epochs
 from tenure.stores.memory import Disk, MemoryStore
+from tenure.stores.postgres import PostgresStore
 from tenure.stores.redis import RedisStore
 from tenure.stores.sqlite import SqliteStore
 from tenure.testing.servers import RedisServer
@@ -96,6 +99,31 @@ class Redis:
         self.server.__exit__()
 
 
+class Postgres:
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self.server = postgres_servers.shared_server(binaries)
+        self.schema = postgres_servers.schema()
+        self.saved = folder / "dump.sql"
+
+    def store(self):
+        return PostgresStore(self.server.url(schema=self.schema))
+
+    def back_up(self) -> None:
+        self._run("pg_dump", f"--file={self.saved}", f"--schema={self.schema}*")
+
+    def restore(self) -> None:
+        schemas = self.server.ask("SELECT nspname FROM pg_namespace WHERE nspname ~ %s", f"^{self.schema}(_|$)")
+        for (schema,) in schemas:
+            self.server.ask(f'DROP SCHEMA "{schema}" CASCADE')
+        self._run("psql", f"--file={self.saved}", "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [self.server.binaries / program, f"--dbname={self.server.url()}", *arguments]
+        subprocess.run(command, check=True, timeout=60)
+
+    def close(self) -> None: ...
+
+
 def _text(reply: object) -> str:
     return reply.decode() if isinstance(reply, bytes) else str(reply)
 
@@ -103,6 +131,8 @@ def _text(reply: object) -> str:
 STORES: list = [pytest.param(Memory, id="memory"), pytest.param(Sqlite, id="sqlite")]
 for _name, _binary in redis_servers.BINARIES.items():
     STORES.append(pytest.param(lambda folder, binary=_binary: Redis(folder, binary), id=_name))
+for _name, _binaries in postgres_servers.BINARIES.items():
+    STORES.append(pytest.param(lambda folder, binaries=_binaries: Postgres(folder, binaries), id=_name))
 
 
 @pytest.fixture(params=STORES)

@@ -2,11 +2,12 @@
 fails, hangs, lies or loses its caller ends with one runtime or none, a claim that is free, and a reason in the journal."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 from test_stores import every_store
 
 from tenure.abc import AgentLoop, Creation, Deleted, Limits, Reading, Store, Submit
@@ -15,9 +16,10 @@ from tenure.config import Config
 from tenure.conversation import Fold, fold
 from tenure.errors import ProvisioningError
 from tenure.journal import Command, Delivery, Draft
-from tenure.node import Node
+from tenure.node import Node, sealing
 from tenure.testing.provider import Fail, Fault, FaultyProvider, Hang, Lie, Machine
 from tenure.testing.store_suite import Factory
+from tenure.vault import Keys, Secret
 
 PATIENCE_S = 30.0
 
@@ -37,12 +39,13 @@ class Echo(AgentLoop):
         raise NotImplementedError
 
 
-def node(store: Store, machine: Machine, name: str) -> tuple[Node, FaultyProvider]:
+def node(store: Store, machine: Machine, name: str, keys: Sequence[str] | None = None) -> tuple[Node, FaultyProvider]:
     provider = FaultyProvider(machine, outlives_node=True)
     config = Config(
         node=name, ttl_s=5, sweep_s=0.1, reap_s=0.3, start_timeout_s=1, backoff_s=0.05, drain_s=1, witness=False
     )  # fmt: skip
-    return Node(store, {"agent": Echo()}, provider=provider, config=config), provider
+    sealed = None if keys is None else Keys(keys)
+    return Node(store, {"agent": Echo()}, provider=provider, config=config, keys=sealed), provider
 
 
 async def meaning(store: Store) -> Fold:
@@ -107,3 +110,28 @@ async def test_a_start(store: Callable[[Path], Factory], tmp_path: Path, step: s
             info = await peer.start_info("c")
             assert info.error is None and said is not None
             assert ("start_failed" in await kinds(peer.store)) is (says not in (None, "gone"))
+
+
+@every_store
+async def test_takeovers_with_a_rotated_key(store: Callable[[Path], Factory], tmp_path: Path):
+    """The key rotates between one owner and the next, and the old one is taken away before the third: each configures
+    the runtime that it took over with the secret."""
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    factory, machine = store(tmp_path), Machine()
+    nodes = [
+        node(factory(SystemClock(), Limits()), machine, name, keys)[0]
+        for name, keys in (("one", [old]), ("two", [new, old]), ("three", [new]))
+    ]
+    async with nodes[0] as one, nodes[1] as two, nodes[2] as three:
+        wants = {"credentials": {"TOKEN": "vault:token"}}
+        await one.store.submit(Submit("c", None, Creation(default_agent="agent", settings=wants)))
+        await sealing.put(one.store, one.keys, "c", "token", Secret("of the vault"))
+        info = await one.maybe_start_agent_loop("c")
+        for owner in (two, three):
+            name = (await meaning(owner.store)).runtime
+            assert name is not None and machine.credentials.pop(name) == {"TOKEN": "of the vault"}
+            if owner is two:
+                assert (await sealing.rotate(two.store, two.keys, None, 100)).rewritten == 1
+            info = await owner.take_over("c", info.epoch)
+            assert info.here and machine.credentials[name] == {"TOKEN": "of the vault"}
+    assert [b for b in machine.log if b[0] == "provision"] == [("provision", name)], "one runtime, reattached twice"

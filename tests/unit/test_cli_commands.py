@@ -3,20 +3,23 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import uvicorn
 from click.testing import Result
+from cryptography.fernet import Fernet
 from typer.testing import CliRunner
 
 from tenure.cli.asking import DEFAULT_URL, urls_of
 from tenure.cli.exits import Exit
 from tenure.cli.tables import said
 from tenure.cli.tree import tree
+from tenure.cli.vault import rotate
 from tenure.config import Config
 from tenure.embed import Node
 from tenure.errors import InvalidInputError
@@ -24,6 +27,7 @@ from tenure.runtimes import open_provider
 from tenure.server import close_streams, create_app
 from tenure.stores.memory import Disk, MemoryStore
 from tenure.testing.processes import free_port
+from tenure.vault import Keys
 
 pytestmark = pytest.mark.blocking_ok  # a program for one person may block: it has nobody else to serve
 
@@ -37,6 +41,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.urls = {name: f"http://127.0.0.1:{free_port()}" for name in "ab"}
+        self.nodes: dict[str, Node] = {}
         self._folder = folder
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -51,7 +56,7 @@ class Cluster:
                 port = int(url.rpartition(":")[2])
                 provider = open_provider("process", root=self._folder / name)
                 config = Config(node=name, port=port, drain_s=0)
-                node = Node(MemoryStore(disk), provider=provider, config=config)
+                node = self.nodes[name] = Node(MemoryStore(disk), provider=provider, config=config)
                 await stack.enter_async_context(node)
                 apps.append(create_app(node))
                 settings = uvicorn.Config(apps[-1], port=port, log_config=None, lifespan="off", ws="none")
@@ -346,6 +351,127 @@ def test_files_that_are_no_exports(shell: Shell, name: str, tmp_path: Path):
         assert done.stderr.startswith("tenure: ")
         assert done.stderr.count("\n") == 1
     assert [one.name for one in tmp_path.iterdir()] == ["bad"]
+
+
+# --- the vault ------------------------------------------------------------------------------------------------------
+
+OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+SECRET = "a-value-that-nobody-tells"
+
+
+@pytest.fixture
+def keyed(cluster: Cluster) -> Iterator[Callable[..., None]]:
+    """Give nodes their keys, as a restart with another TENURE_SECRET_KEYS does; null: none."""
+
+    def give(**keys: list[str] | None) -> None:
+        for name, node in cluster.nodes.items():
+            given = keys.get(name, keys.get("both"))
+            node.keys = None if given is None else Keys(given)
+
+    give(both=[OLD])
+    yield give
+    give(both=None)
+
+
+def test_a_secret_goes_in_is_listed_replaced_and_erased(shell: Shell, name: str, keyed: Callable[..., None]):
+    shell.json("start", name)
+    said: list[str] = []
+    for version, at in enumerate("aab", 1):
+        put = shell.run("vault", "put", name, "token", "--json", at=at, stdin=f"{SECRET}-{version}\n")
+        assert json.loads(put.stdout) == {"name": "token", "version": version}
+        said.append(put.output)
+    told = shell.run("vault", "put", name, "other", stdin=SECRET)
+    assert told.stdout == "vault:other is kept, version 1\n"
+    listed = shell.json("vault", "ls", name, at="b")
+    assert listed == {
+        "secrets": [{"name": n, "version": v, "key": Keys([OLD]).ids[0]} for n, v in (("other", 1), ("token", 3))]
+    }
+    table = shell.run("vault", "ls", name)
+    assert table.stdout.split()[:3] == ["name", "version", "key"]
+    assert SECRET not in "".join([*said, told.output, table.output, str(listed)])
+    assert shell.json("vault", "rm", name, "token") == shell.json("vault", "rm", name, "token") == {"name": "token"}
+    assert shell.run("vault", "rm", name, "other").stdout == "vault:other is gone\n"
+    assert shell.run("vault", "ls", name).stdout == "the vault is empty\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "code", "says"),
+    [
+        (("put", "{name}", "token"), "", Exit.USAGE, "has 0 characters"),
+        (("put", "{name}", "token"), SECRET * 9000, Exit.USAGE, "must have 1 to"),
+        (("put", "{name}", "no name"), SECRET, Exit.USAGE, "name"),
+        (("put", "nobodys", "token"), SECRET, Exit.NOT_FOUND, "nobodys"),
+        (("ls", "nobodys"), None, Exit.NOT_FOUND, "nobodys"),
+        (("rm", "nobodys", "token"), None, Exit.NOT_FOUND, "nobodys"),
+        (("rotate", "--limit", "0"), None, Exit.USAGE, "limit"),
+    ],
+    ids=["empty", "long", "bad name", "put in none", "list of none", "remove of none", "no page"],
+)
+def test_what_the_vault_refuses(
+    shell: Shell,
+    name: str,
+    keyed: Callable[..., None],
+    words: tuple[str, ...],
+    stdin: str | None,
+    code: Exit,
+    says: str,
+):
+    shell.json("start", name)
+    done = shell.run("vault", *(word.format(name=name) for word in words), stdin=stdin)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert says in done.stderr and SECRET not in done.stderr
+
+
+def test_a_secret_that_is_an_argument_is_no_usage(shell: Shell, name: str):
+    assert shell.run("vault", "put", name, "token", SECRET).exit_code == Exit.USAGE
+
+
+def test_without_keys_it_is_said_how_to_make_one(shell: Shell, name: str, keyed: Callable[..., None]):
+    shell.json("start", name)
+    keyed(both=None)
+    for words in (("put", name, "token"), ("rotate",)):
+        done = shell.run("vault", *words, stdin=SECRET)
+        assert done.exit_code != Exit.OK and "TENURE_SECRET_KEYS" in done.stderr and SECRET not in done.output
+
+
+def test_rotation_counts_goes_on_where_it_was_cut_and_says_what_no_key_reads(
+    shell: Shell, name: str, keyed: Callable[..., None]
+):
+    names = [f"{name}-{i}" for i in range(3)]
+    for one in names:
+        shell.json("start", one)
+        assert shell.run("vault", "put", one, "token", stdin=SECRET).exit_code == Exit.OK
+    keyed(both=[NEW, OLD])
+    done = shell.run("vault", "rotate", "--json", "--limit", "2", at="a")
+    first = json.loads(done.stdout)
+    assert (done.exit_code, first["secrets"], first["rewritten"]) == (Exit.OK, 3, 3)
+    assert first["keys"] == [Keys([NEW]).ids[0]] and first["unreadable"] == []
+    cut = shell.run("vault", "rotate", "--limit", "2", at="a")
+    after = cut.stderr.split("--after ")[1].split()[0]
+    assert cut.stdout.startswith("0 of 3 secrets in ")
+    rest = json.loads(shell.run("vault", "rotate", "--json", "--after", after).stdout)
+    assert 0 < rest["conversations"] < first["conversations"]
+    keyed(both=[OLD])
+    stuck = shell.run("vault", "rotate")
+    assert stuck.exit_code == Exit.FAILED
+    assert all(f"none of the node's keys reads vault:token of {one}" in stuck.stdout for one in names)
+    keyed(both=[NEW])
+    for one in names:
+        shell.json("vault", "rm", one, "token")
+
+
+async def test_nodes_that_disagree_on_the_first_key_are_noticed(capsys: pytest.CaptureFixture[str]):
+    """The pages of one rotation may be answered by different nodes."""
+    page = {"conversations": 1, "secrets": 1, "rewritten": 1, "unreadable": []}
+    pages = iter([{**page, "key": "one", "next_cursor": "c"}, {**page, "key": "two", "next_cursor": None}])
+
+    async def answer(after: str | None, limit: int) -> dict[str, Any]:
+        return next(pages)
+
+    to = cast("Any", SimpleNamespace(client=SimpleNamespace(rotate=answer), as_json=True))
+    assert await rotate(to) == Exit.FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert (told["keys"], told["rewritten"]) == (["one", "two"], 2)
 
 
 def test_a_restored_store_is_made_safe(tmp_path: Path):
