@@ -44,12 +44,14 @@ class ServerFailedError(Exception):
 
 def free_port() -> int:
     """A port of the loopback that nobody listens on, below those that the kernel hands out by itself: so that a node
-    can be started again on its port, whatever connections were made in between."""
+    can be started again on its port, whatever connections were made in between. Two runs of tests side by side (of
+    pytest-xdist) take from halves of their own, so that none takes the port of a node that is down for a moment."""
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         lowest = 32768
-    for port in random.sample(range(max(1024, lowest - 12000), lowest), 100) if lowest > 2048 else [0]:
+    half = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    for port in random.sample(range(max(1024, lowest - 12000) + half, lowest, 2), 100) if lowest > 2048 else [0]:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
