@@ -79,11 +79,12 @@ async def test_a_store_without_faults_has_nothing_broken_and_nothing_is_left_of_
             assert await store.nodes() == []
 
 
-async def test_beside_a_living_node_nothing_is_disturbed(tmp_path: Path):
+@pytest.mark.parametrize("number", range(3), ids=["sqlite", "redis", "postgres"])
+async def test_beside_a_living_node_nothing_is_disturbed(stores: list[str], number: int):
     async def agent(turn: Turn) -> None:
         await turn.emit("reply", {"text": turn.messages[-1].text})
 
-    url = sqlite_url(tmp_path / "store.db")
+    url = stores[number]
     async with tenure.Node(store=url, agents={"echo": agent}, config=Config(store=url, witness=False)) as node:
         await node.send("c1", "before")
         assert [event.kind async for event in node.events("c1", until="turn_completed")]
@@ -284,6 +285,10 @@ async def test_postgres_tables_of_another_release(postgres: PostgresServer):
         console.commit()
         older = (await examined(url))["schema"]
         assert (older.verdict, older.what) == (Verdict.RISKY, "migrated to 0; this release needs 1")
+        tried = await findings_of(url, TIMING)
+        assert (tried[-1].name, tried[-1].what, exit_of(tried)) == ("zombie", "not tried", Exit.OK)
+        assert "under the nodes that live on it" in tried[-1].why
+        assert postgres.ask(f"SELECT schema FROM {schema}.meta") == [(0,)], "a look migrates nothing"
         console.execute("UPDATE meta SET schema = 9, oldest = 9")
         console.commit()
         newer = (await examined(url))["schema"]

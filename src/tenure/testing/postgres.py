@@ -175,6 +175,15 @@ class PostgresServer:
         until(self._answers, f"PostgreSQL {self.version} on port {self.port} takes statements")
         return self
 
+    def follow(self, primary: PostgresServer) -> None:
+        """Begin as a standby of that server, which is stopped now, instead of as a server of its own."""
+        data = self.folder / "data"
+        shutil.copytree(primary.folder / "data", data)
+        (data / "standby.signal").touch()
+        with (data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user={USER}'\n")
+        _own(self.folder)
+
     def _answers(self) -> bool:
         if not self.running:
             raise ServerFailedError(f"the server ended; its log:\n{self.log[-2000:]}")

@@ -33,7 +33,10 @@ async def findings_of(url: str, timing: Timing) -> list[Finding]:
             found += await store.examine()
         found.insert(0, fine(UNREACHED, "it answers, and lets us in"))
         if any(finding.verdict is Verdict.BROKEN for finding in found):
-            found.append(_untried())
+            found.append(_untried("with something broken no node may open the store", "mend what is broken"))
+            return found
+        if any(finding.name == "schema" and finding.verdict is Verdict.RISKY for finding in found):
+            found.append(_untried("opening the store would migrate it, under the nodes that live on it", "migrate it"))
             return found
         async with asyncio.timeout(TRIED_S), store:
             found += await _trials(store, timing)
@@ -48,10 +51,8 @@ async def _trials(store: Store, timing: Timing) -> list[Finding]:
         return [latency_finding(trips, timing), *await zombie_findings(patient, trips[-1])]
 
 
-def _untried() -> Finding:
-    return risky(
-        "zombie", "not tried", "with something broken no node may open the store", "mend what is broken, then run this again"
-    )  # fmt: skip
+def _untried(why: str, remedy: str) -> Finding:
+    return risky("zombie", "not tried", why, f"{remedy}, then run this again")
 
 
 def _failed(error: Exception) -> Finding:

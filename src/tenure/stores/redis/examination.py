@@ -28,7 +28,7 @@ async def examined(servers: Servers) -> list[Finding]:
     found = await findings(servers)
     (first, *rest) = await servers.primaries()
     found += [await _clock(servers, endpoint) for endpoint in (first, *rest)]
-    found.append(await _permissions(servers, first))
+    found += dict.fromkeys([await _permissions(servers, endpoint) for endpoint in (first, *rest)])
     if not any(finding.name in ("role", "permissions") and finding.verdict is Verdict.BROKEN for finding in found):
         found.append(await _layout(servers))
     return found
@@ -55,7 +55,7 @@ async def _permissions(servers: Servers, endpoint: Endpoint) -> Finding:
         return fine("permissions", f"this user may run the {len(asked)} commands that were tried, on the store's keys")
     return broken(
         "permissions",
-        f"this user may not run {', '.join(refused)} on keys that begin with {prefix}:",
+        f"this user may not run {', '.join(refused)} on keys that begin with {prefix}: ({endpoint})",
         "operations that need it fail, and the scripts that call it stop half-way",
         f"run ACL SETUSER … ~{prefix}:* &{prefix}@* {' '.join(f'+{name.lower()}' for name in refused)}",
     )

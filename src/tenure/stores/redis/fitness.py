@@ -55,7 +55,8 @@ async def findings(servers: Servers) -> list[Finding]:
     found = await _findings_on(servers, first)
     for endpoint in rest:
         found |= await _findings_on(servers, endpoint)
-    return list(found)
+    ailing = {finding.name for finding in found if finding.verdict is not Verdict.FINE}
+    return [finding for finding in found if finding.verdict is not Verdict.FINE or finding.name not in ailing]
 
 
 async def _findings_on(servers: Servers, endpoint: Endpoint) -> dict[Finding, None]:
