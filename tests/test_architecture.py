@@ -89,7 +89,7 @@ def test_nothing_is_logged_but_facts():
     offenders = [
         f"{name}:{call.lineno}"
         for name, tree, _ in modules()
-        if name != "facts.py" and not name.startswith("testing/")
+        if name != "facts/telling.py" and not name.startswith("testing/")
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in spoken
         if ast.unparse(call.func.value) in ("log", "logger", "logging", "self._log", "LOG")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -74,7 +78,9 @@ class Stage:
 
     async def ask(self, node: NodeProcess, method: str, path: str, **more: Any) -> Any:
         """What that node answers; it must not refuse."""
-        async with httpx.AsyncClient(trust_env=False, timeout=40) as http:
+        async with httpx.AsyncClient(
+            trust_env=False, verify=False, timeout=40
+        ) as http:  # plain HTTP: no certificates to load
             reply = await http.request(method, f"{node.url}{path}", **more)
         assert reply.status_code < 300, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json()
@@ -122,21 +128,47 @@ class Stage:
         return self.nodes[(await self.until(look, f"an owner of {conversation}"))["node"]]
 
 
-class Watchers:
-    """Browsers, each with a profile of its own."""
+@asynccontextmanager
+async def launched() -> AsyncIterator[Browser]:
+    """This machine's browser, without a window."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
 
-    def __init__(self) -> None:
+
+def beside_the_api(asked: Iterable[tuple[str, str]], document: dict[str, Any]) -> set[tuple[str, str]]:
+    """The requests that no operation of the OpenAPI document answers, the files of the pages themselves left out."""
+    operations = [
+        (method.upper(), re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
+        for path, found in document["paths"].items()
+        for method in found
+    ]
+    return {
+        (method, url)
+        for method, url in asked
+        if not (method == "GET" and (urlsplit(url).path == "/" or urlsplit(url).path.startswith("/dashboard/")))
+        and not any(method == known and pattern.fullmatch(urlsplit(url).path) for known, pattern in operations)
+    }
+
+
+class Watchers:
+    """Pages in profiles of their own, of one browser that all tests share."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
         self.complaints: list[str] = []
+        self.asked: set[tuple[str, str]] = set()
+        """Method and URL of every request that a page made."""
 
     async def __aenter__(self) -> Self:
-        self._stack = contextlib.AsyncExitStack()
-        playwright = await self._stack.enter_async_context(async_playwright())
-        self.browser: Browser = await playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        self._stack.push_async_callback(self.browser.close)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
+        for context in self.browser.contexts:
+            await context.close()
 
     async def open(
         self, node: NodeProcess, view: str = "#/", *, width: int = 1280, height: int = 860, colours: Any = "light"
@@ -146,6 +178,7 @@ class Watchers:
             viewport={"width": width, "height": height}, color_scheme=colours, reduced_motion="reduce"
         )
         page = await context.new_page()
+        page.on("request", lambda request: self.asked.add((request.method, request.url)))
         page.on("pageerror", lambda error: self.complaints.append(f"thrown: {error}"))
         page.on("dialog", lambda dialog: self.complaints.append(f"alert: {dialog.message}"))
         page.on("console", lambda message: self._hear(message.type, message.text))

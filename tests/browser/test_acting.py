@@ -102,6 +102,34 @@ async def test_a_drain_hands_over_and_the_node_leaves(stage, watchers):
     await expect(part(page, "nodes")).to_have_text("1")
 
 
+async def test_what_is_not_confirmed_asks_nothing_of_the_node(pair, watchers):
+    """Every button that acts has a dialog that says what it will do, and Cancel means no."""
+    nodes = pair.nodes
+    await pair.create(nodes["n1"], "calm")
+    await pair.send(nodes["n1"], "calm", [{"ask": "well?"}, {"reply": "so be it"}])
+    owner = await pair.owned(nodes["n1"], "calm")
+    page = await watchers.watch(nodes["n2"] if owner is nodes["n1"] else nodes["n1"], "calm")
+    before = await pair.kinds(owner, "calm")
+
+    async def cancelled(name, says):
+        await part(page, name).click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text(says)
+        await dialog.get_by_role("button", name="Cancel").click()
+        await expect(dialog).to_have_count(0)
+
+    await expect(part(page, "status")).to_have_text("waiting")
+    await cancelled("interrupt", "Ends the turn that is open now")
+    await cancelled("answer", "With your answer it goes on")
+    await cancelled("takeover", "the owner by force")
+    await cancelled("stop", "keeps it stopped until somebody starts it")
+    assert await pair.kinds(owner, "calm") == before
+    await pair.ask(owner, "POST", "/conversations/calm/stop?wait_s=40", json={})
+    await cancelled("start", "Asks for a live agent loop")
+    assert (await pair.kinds(owner, "calm")).count("start") == before.count("start")
+    assert {method for method, _ in watchers.asked} == {"GET"}
+
+
 # --- messages -------------------------------------------------------------------------------------------------------
 
 

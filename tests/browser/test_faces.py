@@ -2,11 +2,22 @@
 
 import pytest
 from playwright.async_api import expect
-from stage import confirm, part
+from stage import beside_the_api, confirm, part
 
 HOSTILE = (
     """<img src=x onerror="alert('img')"><script>alert('script')</script>"><svg/onload=alert(1)>{{1+1}}\u202e\u2028"""
 )
+
+
+def test_a_request_that_is_no_public_api_would_be_found(document):
+    node = "http://127.0.0.1:8400"
+    fine = {
+        ("GET", f"{node}/"),
+        ("GET", f"{node}/dashboard/app.js"),
+        ("POST", f"{node}/conversations/c%2F1/stop?wait_s=1"),
+    }
+    private = {("GET", f"{node}/private"), ("PATCH", f"{node}/nodes"), ("POST", f"{node}/dashboard/app.js")}
+    assert beside_the_api(fine | private, document) == private
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------

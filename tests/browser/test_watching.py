@@ -94,6 +94,8 @@ async def test_a_call_tells_its_duration_and_its_fate(pair, watchers):
 # --- ten thousand events --------------------------------------------------------------------------------------------
 
 MANY = 10_000
+STEP_PX = 3000
+"""A wheel's turn; well within what stands in the document at a time."""
 
 
 async def write_many(url: str, conversation: str) -> None:
@@ -142,7 +144,7 @@ async def test_ten_thousand_events_stay_usable(pair, watchers):
     await expect(page.locator('.event[data-seqs="1"]')).to_be_visible()
     most, seen = 0, list[int]()
     height = await scroller.evaluate("one => one.scrollHeight")
-    for top in range(0, height + 3000, 1500):
+    for top in range(0, height + 2 * STEP_PX, STEP_PX):
         await scroller.evaluate("(one, top) => one.scrollTo(0, top)", top)
         await expect(page.locator(".event").last).to_be_attached()
         await page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")

@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
+from tenure import facts
 from tenure.clock import Instant, SystemClock
-from tenure.journal import Claimed, draft
-from tenure.lease import Epoch
 from tenure.node.activity import EDGES_S, KIND, MINUTES, MOST_TAKEOVERS, Activity, Minute, Publisher, last_hour
 from tenure.stores.memory import Disk, MemoryStore
 
@@ -17,14 +16,18 @@ def later(seconds: float) -> Instant:
     return Instant(NOON.unix_s + seconds)
 
 
-def claimed(at: Instant, *, previous: str | None = "i-old", epoch: int = 2):
-    return draft(Claimed("i-new", "n2", "http://n2", "takeover", previous=previous)).stored(3, Epoch(epoch), at)
+def taken_over(at: Instant, *, conversation: str = "c1", epoch: int = 2) -> facts.TakenOver:
+    return facts.TakenOver(conversation, epoch, "n2", "i-old", at.unix_s, forced=False)
+
+
+def answered(took_s: float, at: Instant, outcome: str = "completed") -> facts.Answered:
+    return facts.Answered("c1", 2, "t1", outcome, took_s, at.unix_s)
 
 
 def turns(*took_s: float, at: Instant = NOON) -> Activity:
     activity = Activity()
     for took in took_s:
-        activity.turn_ended("turn_completed", Instant(at.unix_s - took), at)
+        activity.hear(answered(took, at))
     return activity
 
 
@@ -52,24 +55,28 @@ def test_quantiles_are_those_of_the_turns_within_a_bucket():
     assert Minute().quantile_s(0.5) is None
 
 
-def test_only_a_claim_after_an_owner_that_did_not_release_is_a_takeover():
+def test_it_hears_takeovers_and_answers_and_nothing_else():
     activity = Activity()
-    activity.claimed("c1", claimed(NOON, previous=None))
-    assert not activity.takeovers
+    activity.hear(facts.Claimed("c1", 2, "takeover"))
+    activity.hear(facts.TurnEnded("c1", 2, "t1", "completed", 1.0))
+    assert (list(activity.takeovers), activity.minutes) == ([], {})
     assert not activity.stirred.is_set()
-    activity.claimed("c1", claimed(NOON))
+    activity.hear(taken_over(NOON))
     assert [one["conversation_id"] for one in activity.takeovers] == ["c1"]
     assert activity.stirred.is_set()
+    activity.hear(answered(1.0, NOON, "failed"))
+    [minute] = activity.minutes.values()
+    assert (minute.takeovers, minute.ends) == (1, {"failed": 1})
 
 
 def test_what_is_kept_is_bounded_in_number_and_in_time():
     activity = Activity()
     for second in range(3 * MOST_TAKEOVERS):
-        activity.claimed("c1", claimed(later(second / 100), epoch=second))
+        activity.hear(taken_over(later(second / 100), epoch=second))
     assert len(activity.takeovers) == MOST_TAKEOVERS
     assert sum(minute.takeovers for minute in activity.minutes.values()) == 3 * MOST_TAKEOVERS
     for minute in range(2 * MINUTES):
-        activity.turn_ended("turn_failed", later(60 * minute), later(60 * minute + 1))
+        activity.hear(answered(1.0, later(60 * minute + 1), "failed"))
     assert len(activity.minutes) <= MINUTES + 1
     assert not activity.takeovers
 
@@ -79,7 +86,7 @@ def test_what_is_kept_is_bounded_in_number_and_in_time():
 
 def test_parts_merge_without_loss():
     parts = [turns(0.1, 0.2), turns(0.3), turns(5.0, at=later(120))]
-    parts[1].claimed("c9", claimed(later(61)))
+    parts[1].hear(taken_over(later(61), conversation="c9"))
     whole = Activity.merged([part.as_json() for part in parts], later(130))
     assert [sum(m.ends.values()) for _, m in sorted(whole.minutes.items())] == [3, 0, 1]
     assert [one["conversation_id"] for one in whole.takeovers] == ["c9"]
@@ -90,7 +97,7 @@ def test_parts_merge_without_loss():
 
 def test_what_is_older_than_the_hour_or_unreadable_is_left_out():
     old = turns(1.0)
-    old.claimed("c1", claimed(NOON))
+    old.hear(taken_over(NOON))
     papers = [old.as_json(), {"of": "a newer version"}, {"takeovers": [], "minutes": {"x": {}}}]
     whole = Activity.merged(papers, later(3600 + 60))
     assert (list(whole.takeovers), whole.minutes) == ([], {})
@@ -105,7 +112,7 @@ async def test_a_publisher_leaves_its_part_for_every_node_and_says_it_again_when
         activity = turns(0.1, at=SystemClock().now())
         publisher = Publisher(activity, store, "i-1", SystemClock())
         await publisher.publish()
-        activity.turn_ended("turn_failed", SystemClock().now(), SystemClock().now())
+        activity.hear(answered(0.1, SystemClock().now(), "failed"))
         await publisher.publish()
         told = await last_hour(store, None, SystemClock().now())
         assert sum(sum(m.ends.values()) for m in told.minutes.values()) == 2
@@ -127,10 +134,10 @@ async def test_what_came_last_is_published_at_the_end():
     async with MemoryStore(Disk()) as store:
         activity = Activity()
         publishing = asyncio.create_task(Publisher(activity, store, "i-1", SystemClock()).run())
-        activity.turn_ended("turn_completed", SystemClock().now(), SystemClock().now())
+        activity.hear(answered(0.1, SystemClock().now(), "completed"))
         while await store.get_paper(KIND, "i-1") is None:
             await asyncio.sleep(0)
-        activity.turn_ended("turn_completed", SystemClock().now(), SystemClock().now())
+        activity.hear(answered(0.1, SystemClock().now(), "completed"))
         publishing.cancel()
         await asyncio.wait([publishing])
         assert publishing.cancelled()

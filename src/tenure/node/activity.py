@@ -1,6 +1,6 @@
 """What happened lately: takeovers, and how long turns took, minute by minute, over the last hour.
 
-For people who watch, never for a decision. Each incarnation keeps its own part in memory, within bounds, and leaves a
+For people who watch, never for a decision. It listens to the facts of its node. Each incarnation keeps its own part in memory, within bounds, and leaves a
 copy in the store as a paper of the kind ``activity``, a moment after something happened: so any node can tell the
 cluster's last hour, and a killed node's part survives it but for its last moments. Papers older than the hour are removed
 by whoever publishes next.
@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, final
 
+from tenure import facts
 from tenure.clock import Instant
 from tenure.errors import StoreUnavailableError
 from tenure.journal import JsonObject
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from tenure.abc import NodeRecord, Store
     from tenure.clock import Clock
-    from tenure.journal import Event, Json
+    from tenure.facts import Fact
+    from tenure.journal import Json
 
 KIND = "activity"
 MINUTES = 60
@@ -104,30 +106,31 @@ class Activity:
         """Remember whose incarnations these are: by the time of a takeover the register may have forgotten."""
         self._names = {node.incarnation: node.about.node for node in nodes}
 
-    def claimed(self, conversation: str, event: Event) -> None:
-        """A ``claimed`` of our own; a takeover if it names an owner that did not release."""
-        previous = event.body.get("previous")
-        if previous is None:
-            return
-        self.takeovers.append(
-            {
-                "at": event.at.isoformat(),
-                "conversation_id": conversation,
-                "epoch": event.epoch,
-                "node": event.body["node"],
-                "previous_node": self._names.get(IncarnationId(str(previous))),
-                "previous_incarnation": previous,
-                "forced": bool(event.body.get("forced")),
-                "death": event.body.get("death"),
-            }
-        )
-        self._minute(event.at).takeovers += 1
+    def hear(self, fact: Fact) -> None:
+        """Keep what people are to see of it. In the node's event loop."""
+        match fact:
+            case facts.TakenOver(at_s=at_s):
+                self._keep_takeover(fact)
+                self._minute(Instant(at_s)).takeovers += 1
+            case facts.Answered(outcome=outcome, took_s=took_s, at_s=at_s):
+                self._minute(Instant(at_s)).add_turn(outcome, took_s)
+            case _:
+                return
         self.stirred.set()
 
-    def turn_ended(self, kind: str, began: Instant, ended: Instant) -> None:
-        """A turn's end stands in the journal; `began` is when its first command was accepted. By the store's clock."""
-        self._minute(ended).add_turn(kind.removeprefix("turn_"), max(0.0, ended.unix_s - began.unix_s))
-        self.stirred.set()
+    def _keep_takeover(self, fact: facts.TakenOver) -> None:
+        self.takeovers.append(
+            {
+                "at": Instant(fact.at_s).isoformat(),
+                "conversation_id": fact.conversation,
+                "epoch": fact.epoch,
+                "node": fact.node,
+                "previous_node": self._names.get(IncarnationId(fact.previous)),
+                "previous_incarnation": fact.previous,
+                "forced": fact.forced,
+                "death": fact.death,
+            }
+        )
 
     def _minute(self, at: Instant) -> Minute:
         number = int(at.unix_s // 60)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from tenure import facts
 from tenure.abc import Load
 from tenure.lease import TenureState
+from tenure.node.activity import Activity
 
 if TYPE_CHECKING:
     from tenure.facts import Facts
@@ -48,6 +49,8 @@ class Incarnation:
         """Copies whose past is being written here: joined, never doubled, and not cancelled with who asked."""
         self.claiming: dict[str, asyncio.Task[None]] = {}
         """Conversations that the sweep claims just now."""
+        self.activity = Activity()
+        """What people are told of the last hour."""
         self.over = asyncio.Event()
         """Given up or retired: set once, in the node's event loop."""
         self.bereft = asyncio.Event()

@@ -197,7 +197,8 @@ class Node:
     async def _serve(self, incarnation: Incarnation) -> None:
         keepers = self._keepers(incarnation)
         try:
-            await incarnation.over.wait()
+            with self.facts.heard_by(incarnation.activity.hear):
+                await incarnation.over.wait()
         finally:
             await ended(keepers, CLOSE_S)
             if not incarnation.retired:
@@ -238,6 +239,7 @@ class Node:
             trusts=incarnation.trusts,
             allowed=self.allowed,
             veil=self.veil,
+            activity=incarnation.activity,
         )
         try:
             await heartbeat.start(threaded=self._threaded, spawn=self.tasks.start)
@@ -260,8 +262,8 @@ class Node:
             self.tasks.supervise(self._claimer.listen, "hints", pause_s),
             self.tasks.supervise(reaper.run, "reaper", self.config.reap_s / 10),
         ]
-        if self._threaded and incarnation.means is not None:
-            publisher = Publisher(incarnation.means.activity, self.store, incarnation.id, self.clock)
+        if self._threaded:
+            publisher = Publisher(incarnation.activity, self.store, incarnation.id, self.clock)
             keepers.append(self.tasks.supervise(publisher.run, "activity", 1.0))
         return keepers
 
@@ -516,8 +518,7 @@ class Node:
         :raises StoreUnavailableError: it cannot be read.
         """
         incarnation = self._incarnation
-        means = incarnation.means if incarnation is not None else None
-        mine = (incarnation.id, means.activity) if incarnation is not None and means is not None else None
+        mine = None if incarnation is None else (incarnation.id, incarnation.activity)
         return await last_hour(self.store, mine, self.clock.now())
 
     def forget(self, conversation_id: str, epoch: Epoch) -> None:

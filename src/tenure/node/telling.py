@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
     from tenure.abc import Claim, Submit, Submitted
-    from tenure.clock import Clock, Deadline
+    from tenure.clock import Clock, Deadline, Instant
     from tenure.conversation import Fold
     from tenure.facts import Facts
     from tenure.journal import Draft, Event
@@ -92,6 +92,15 @@ class Telling:
         took_s = self._clock.boottime() - began
         self._facts.tell(facts.Claimed(self._conversation, self._epoch, claim.why, death, took_s))
 
+    def claim_read(self, claimed: Event) -> None:
+        """Our own claim was read in the journal: a takeover if it names an owner that did not release."""
+        said = claimed.body
+        if said.get("previous") is not None:
+            death = None if said.get("death") is None else str(said["death"])
+            previous, node, forced = str(said["previous"]), str(said.get("node")), bool(said.get("forced"))
+            at_s = claimed.at.unix_s
+            self._facts.tell(facts.TakenOver(self._conversation, self._epoch, node, previous, at_s, forced, death))
+
     def provisioning(self) -> None:
         """The runtime is looked for."""
         self._facts.tell(facts.Provisioning(self._conversation, self._epoch))
@@ -152,6 +161,14 @@ class Telling:
         took_s = None if begun is None else self._clock.boottime() - begun[1]
         outcome = draft.kind.removeprefix("turn_")
         self._facts.tell(facts.TurnEnded(self._conversation, self._epoch, draft.turn or "", outcome, took_s))
+
+    def answered(self, before: Fold, end: Draft, at: Instant) -> None:
+        """A turn's end was stored at this time; `before` still has its commands."""
+        first = before.pending.get(before.turn.commands[0]) if before.turn is not None else None
+        if first is not None:
+            took_s, outcome = max(0.0, at.unix_s - first.at.unix_s), end.kind.removeprefix("turn_")
+            told = facts.Answered(self._conversation, self._epoch, end.turn or "", outcome, took_s, at.unix_s)
+            self._facts.tell(told)
 
     def _begin_call(self, draft: Draft) -> None:
         call = str(draft.body.get("call", ""))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tenure.abc import AgentLoop, AppendResult, ReleaseResult, Runtime, RuntimeProvider, Store
-    from tenure.clock import Clock, Instant
+    from tenure.clock import Clock
     from tenure.config import Config
     from tenure.conversation import Record
     from tenure.facts import Facts
@@ -245,7 +245,7 @@ class Tenure:
             self.fold = fold(self.fold, reading.events)
             for event in reading.events:
                 if event.kind == Claimed.kind and event.epoch == self.lease.epoch:
-                    self.means.activity.claimed(self.conversation_id, event)
+                    self.telling.claim_read(event)
             self.telling.read(reading.events, self.fold)
             if self.fold.epoch > self.lease.epoch:  # somebody else has claimed, and maybe let go again
                 self.lose(f"epoch {self.fold.epoch} was claimed")
@@ -386,7 +386,7 @@ class Tenure:
     async def _absorb(self, before: Fold, drafts: tuple[Draft, ...], result: Appended) -> None:
         """Move the fold behind the batch; what clients wrote in between is read and heard."""
         for end in (d for d in drafts if d.kind in TURN_ENDS):
-            self._tell_turn(before, end, result.at)
+            self.telling.answered(before, end, result.at)
         if result.first == before.seq + 1:
             stored = (d.stored(result.first + i, self.lease.epoch, result.at) for i, d in enumerate(drafts))
             self.fold = fold(before, stored)
@@ -395,11 +395,6 @@ class Tenure:
             self.poked.set()
         if self.handing_over:
             self.poke()
-
-    def _tell_turn(self, before: Fold, end: Draft, at: Instant) -> None:
-        first = before.pending.get(before.turn.commands[0]) if before.turn is not None else None
-        if first is not None:
-            self.means.activity.turn_ended(end.kind, first.at, at)
 
     async def release(
         self,

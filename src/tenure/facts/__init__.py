@@ -9,38 +9,15 @@ Facts hold names, counts and times; never what was said in a conversation, and n
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import logging
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any
+
+from tenure.facts.telling import CRITICAL, DEBUG, ERROR, INFO, WARNING, Fact
+from tenure.facts.telling import Facts as Facts
+from tenure.facts.telling import to_log as to_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-DEBUG, INFO, WARNING, ERROR, CRITICAL = (
-    logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """Something that happened. `says` is filled with the fields."""
-
-    event: ClassVar[str] = ""
-    level: ClassVar[int] = INFO
-    says: ClassVar[str] = ""
-
-    def parts(self) -> Mapping[str, Any]:
-        """The fields by name, those that are null left out."""
-        values = ((part.name, getattr(self, part.name)) for part in dataclasses.fields(self))
-        return {name: value for name, value in values if value is not None}
-
-    def text(self) -> str:
-        """The sentence for people."""
-        return self.says.format(**{part.name: getattr(self, part.name) for part in dataclasses.fields(self)})
-
+    from collections.abc import Mapping
 
 # --- the node and its lease -----------------------------------------------------------------------------------------
 
@@ -270,6 +247,20 @@ class Claimed(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOver(Fact):
+    """Our claim stands in the journal behind an owner that did not release; `at_s` since 1970, by the store's clock."""
+
+    event, says = "conversation.taken_over", "taken over at epoch {epoch} from incarnation {previous}"
+    conversation: str
+    epoch: int
+    node: str
+    previous: str
+    at_s: float
+    forced: bool
+    death: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Provisioning(Fact):
     """The runtime is attached or provisioned from now on; ends with :class:`Live`, or the tenure."""
 
@@ -359,6 +350,20 @@ class TurnEnded(Fact):
     turn: str
     outcome: str
     took_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Fact):
+    """A turn's end stands in the journal; `took_s` since its first command was accepted, `at_s` since 1970, both by the
+    store's clock."""
+
+    event, level, says = "turn.answered", DEBUG, "turn {turn} {outcome}, {took_s:.3f} s after its first command"
+    conversation: str
+    epoch: int
+    turn: str
+    outcome: str
+    took_s: float
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,61 +535,3 @@ class Left(Fact):
 
 ALL: Mapping[str, type[Fact]] = {fact.event: fact for fact in Fact.__subclasses__()}
 """Every fact by the name that logs carry."""
-
-
-# --- telling --------------------------------------------------------------------------------------------------------
-
-
-def to_log(fact: Fact, *, traced: bool = False, error: BaseException | None = None) -> None:
-    """One record of the logger ``tenure.<first word of the event>``; with where `error` came from, or (`traced`) the
-    error under way."""
-    log = logging.getLogger(f"tenure.{fact.event.partition('.')[0]}")
-    if log.isEnabledFor(fact.level):
-        # The sentence is no template any more: a "%" in it is its own.
-        log.log(fact.level, "%s", fact.text(), exc_info=error or traced, extra={"event": fact.event, **fact.parts()})
-
-
-@final
-class Facts:
-    """Where the facts of one node are told. From any thread; a listener must be quick, and may not raise."""
-
-    def __init__(self, *listeners: Callable[[Fact], None]) -> None:
-        self._listeners = list(listeners)
-        self._awaited: list[tuple[type[Fact], Mapping[str, Any], asyncio.Future[Fact]]] = []
-        self._hand = threading.Lock()
-
-    def listen(self, listener: Callable[[Fact], None]) -> None:
-        """Hear every fact from now on."""
-        self._listeners.append(listener)
-
-    def tell(self, fact: Fact, *, traced: bool = False) -> None:
-        """It happened. `traced`: an error is being dealt with, and the log shows where it came from."""
-        to_log(fact, traced=traced)
-        for listener in self._listeners:
-            listener(fact)
-        if self._awaited:
-            self._signal(fact)
-
-    async def until(self, kind: type[Fact], **parts: Any) -> Fact:
-        """Wait for the next fact of this kind with these parts: what a test waits for instead of sleeping."""
-        heard: asyncio.Future[Fact] = asyncio.get_running_loop().create_future()
-        one = (kind, parts, heard)
-        with self._hand:
-            self._awaited.append(one)
-        try:
-            return await heard
-        finally:
-            with self._hand:
-                self._awaited.remove(one)
-
-    def _signal(self, fact: Fact) -> None:
-        with self._hand:
-            awaited = list(self._awaited)
-        for kind, parts, heard in awaited:
-            if isinstance(fact, kind) and all(getattr(fact, name, None) == value for name, value in parts.items()):
-                heard.get_loop().call_soon_threadsafe(_set, heard, fact)
-
-
-def _set(heard: asyncio.Future[Fact], fact: Fact) -> None:
-    if not heard.done():
-        heard.set_result(fact)
