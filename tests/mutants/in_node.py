@@ -68,7 +68,7 @@ Mutation("M87", "rule 14", "node/release.py", "a runtime is destroyed before the
          "    await tenure.release(reason, lambda fold: _discarding(tenure, fold, reason.value))\n", "    await tenure.release(reason)\n",
          unit("node_initiation", "c17_destroyed_only_after_the_journal_says_so"))
 Mutation("M88", "rule 14", "node/reaper.py", "the reaper takes runtimes that nobody retired",
-         'return "retired" if name in state.retired else None', 'return "retired"',
+         "if name in state.retired:", "if name:",
          unit("node_reaper", "a_current_runtime_is_never_reaped"))
 Mutation("M89", "rule 7", "node/claimer.py", "what the store calls mine is mine, whichever lease it means",
          SAME_LEASE, "if tenure is None:",

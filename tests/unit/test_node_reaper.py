@@ -6,6 +6,7 @@ import pytest
 from node_support import Agent, C, Cluster, Member, Provider, failing, in_virtual_time, until
 
 from tenure.abc import RuntimeFailure
+from tenure.conversation import RETIRED
 from tenure.errors import ProvisioningError
 from tenure.lease import Epoch, IncarnationId
 from tenure.node.reaper import Reaper
@@ -48,6 +49,31 @@ async def test_c17_what_a_failed_teardown_left_is_reaped_later(cluster: Cluster)
     provider.at.clear()
     assert await reap(node) == 1
     assert cluster.standing == {}
+
+
+@in_virtual_time
+async def test_what_was_left_behind_long_ago_is_reaped_though_the_fold_has_forgotten_it(cluster: Cluster):
+    """A provider that could not destroy the first runtime of a conversation, and was mended 120 runtimes later."""
+    stuck: list[str] = []
+
+    async def destroy(name: str) -> None:
+        stuck[:] = stuck or [name]
+        if name in stuck:
+            raise OSError("busy")
+
+    provider = Provider(standing=cluster.standing, at={"discard": destroy})  # each ends with its tenure
+    node = await cluster.add(provider=provider, idle_s=0.1)
+    for number in range(RETIRED + 20):
+        await node.start()
+        await until(lambda: cluster.owner() is None)
+        assert len(cluster.events("runtime_discarded")) == number + 1
+    state = cluster.fold()
+    assert len(state.retired) == RETIRED and stuck[0] not in state.retired and state.runtime is None
+    cluster.standing["other"] = cluster.standing[f"{stuck[0]}x"] = C
+    assert await reap(node) == 0, "still busy; and what the journal never named is not ours to destroy"
+    provider.at.clear()
+    assert await reap(node) == 1
+    assert sorted(cluster.standing) == sorted(["other", f"{stuck[0]}x"])
 
 
 @in_virtual_time

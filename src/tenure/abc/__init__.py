@@ -17,6 +17,7 @@ exceptions: match them exhaustively.
 from __future__ import annotations
 
 from tenure.abc.findings import Finding, Verdict, broken, clock_finding, fine, risky
+from tenure.abc.limits import Limits, snapshot_size
 from tenure.abc.loop import AgentFunction, AgentLoop, LiveLoop, Message, Place, Turn
 from tenure.abc.runtime import Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
 from tenure.abc.store import Store
@@ -44,7 +45,6 @@ from tenure.abc.values import (
     Held,
     Hint,
     KeyReused,
-    Limits,
     Load,
     NodeRecord,
     Page,
@@ -134,4 +134,5 @@ __all__ = [
     "clock_finding",
     "fine",
     "risky",
+    "snapshot_size",
 ]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from tenure.abc.findings import Finding
+    from tenure.abc.limits import Limits
     from tenure.abc.values import (
         About,
         Alive,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         Filters,
         Granted,
         Hint,
-        Limits,
         Load,
         NodeRecord,
         Page,
@@ -184,6 +184,9 @@ class Store(abc.ABC):
 
         A draft with a `delivery` is a recorded command, the past of a copy: journaled with its key and without an epoch,
         and from then on the key stands for it; `last_command`, `unsettled` and wanted do not hear of it.
+
+        :raises InvalidInputError: one of them has more events or a larger snapshot than :class:`~tenure.abc.Limits` says;
+            nothing of the list was written. (An event that is too large is ``TooLarge``, its own answer.)
         """
 
     @abc.abstractmethod
@@ -249,7 +252,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
-        """Conversations in order of creation (an index that never moves), deleted ones left out."""
+        """Conversations in order of creation (an index that never moves), deleted ones left out.
+
+        :raises InvalidInputError: the `cursor` is none that this store has given.
+        """
 
     # hints and deltas
 

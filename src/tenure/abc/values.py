@@ -497,17 +497,3 @@ class FenceQuery:
         if row is None:
             why = "the store records another lease"
             raise OwnershipLostError(self.lease.conversation, self.lease.epoch, why)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a store accepts. Counted in bytes of canonical JSON."""
-
-    event_bytes: int = 1 << 20
-    snapshot_bytes: int = 8 << 20
-    unsettled: int = 100
-    page: int = 1000
-    batch_events: int = 1000
-    refusals: int = 100
-    """How many refused writes are kept per conversation."""

@@ -50,6 +50,9 @@ REPLAY = "replay"
 """Why a conversation was claimed whose past is to be written; with its creation in the same step, so that whoever finds it
 later knows that it is not whole."""
 
+RETIRED = 100
+"""How many retired runtimes a fold remembers: they are destroyed within a period of the reaper, most of them at once."""
+
 # --- the fold -------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +109,8 @@ class Fold:
     """The current runtime's name; the only one that may be attached."""
     runtime_ready: bool = False
     retired: tuple[str, ...] = ()
-    """Runtimes that were discarded, lost or superseded: never attached again, free to be destroyed."""
+    """The last :data:`RETIRED` runtimes that were discarded, lost or superseded: never attached again, free to be destroyed.
+    Of older ones the journal knows: whatever it has requested and does not call current."""
     stopped: bool = False
     started: bool = False
     """The loop of the current epoch is live."""
@@ -364,7 +368,7 @@ def _apply_runtime(
         if body.name in state.retired or body.name == state.runtime:
             raise JournalError(f"event {event.seq} requests runtime {body.name} a second time")
         if state.runtime is not None:
-            state.retired = (*state.retired, state.runtime)
+            state.retired = (*state.retired, state.runtime)[-RETIRED:]
         state.runtime, state.runtime_ready = body.name, False
         return
     if body.name != state.runtime:
@@ -373,7 +377,7 @@ def _apply_runtime(
         case RuntimeReady() | RuntimeAttached():
             state.runtime_ready = True
         case RuntimeLost() | RuntimeDiscarded():
-            state.retired = (*state.retired, body.name)
+            state.retired = (*state.retired, body.name)[-RETIRED:]
             state.runtime, state.runtime_ready = None, False
         case _:
             assert_never(body)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, final
 
 from tenure import facts
 from tenure.abc import Deleted, Reading, RuntimeFailure
-from tenure.conversation import Fold, fold
+from tenure.conversation import RETIRED, Fold, fold
 from tenure.errors import StoreUnavailableError
+from tenure.journal import RuntimeRequested
 from tenure.lease import new_incarnation
 from tenure.node import progress
 from tenure.node.reasons import reason_of
@@ -149,4 +150,21 @@ class Reaper:
             first = False
             state = fold(state, answer.events)
             if not answer.events or state.seq >= answer.record.head:
-                return "retired" if name in state.retired else None
+                break
+        if name in state.retired:
+            return "retired"
+        forgotten = len(state.retired) == RETIRED and name != state.runtime
+        return "retired" if forgotten and await self._was_requested(name, conversation) else None
+
+    async def _was_requested(self, name: str, conversation: str) -> bool:
+        """Whether the journal names the runtime: so long ago that the fold has forgotten it."""
+        means, after = self._incarnation.means, 0
+        assert means is not None, "registered"
+        while True:
+            answer = await means.store.read(conversation, after, kinds=[RuntimeRequested.kind])
+            events = answer.events if isinstance(answer, Reading) else ()
+            if any(event.body["name"] == name for event in events):
+                return True
+            if not events:
+                return False
+            after = events[-1].seq

@@ -26,6 +26,7 @@ from tenure.abc import (
     Submit,
     TooLarge,
     Unknown,
+    snapshot_size,
 )
 from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
@@ -326,6 +327,8 @@ class Tenure:
 
         :raises OwnershipLostError: refused: the tenure is over, or the work that wrote it.
         :raises JournalError: the batch would break the rules of its kind. :raises InvalidInputError: too large.
+
+        More events than the store takes in one batch are appended in several, in order: only the core writes as many.
         """
         return await settled(self.means.tasks.start(self._append(drafts, state, unless), "append"))
 
@@ -338,22 +341,31 @@ class Tenure:
             if self.mask is not None:
                 drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
                 state = None if state is None else self.mask.object(state)
-            before = self.fold
-            batch = self._batch(before, checked(before, drafts), drafts, state)
-            result = await self._send(batch)
-            self._number = batch.number
-            self.telling.journaled(drafts)
-            if batch.snapshot is not None and batch.snapshot.fold is not None:
-                self._snapshot_seq = batch.snapshot.seq
-            if state is not None:
-                self.loop_state = state
-            await self._absorb(before, drafts, result)
-            return result
+            most = self.means.store.limits.batch_events
+            while len(drafts) > most:  # the core's own: a turn was cut that had very many calls open
+                await self._write(drafts[:most], None)
+                drafts = drafts[most:]
+            return await self._write(drafts, state)
+
+    async def _write(self, drafts: tuple[Draft, ...], state: JsonObject | None) -> Appended:
+        before = self.fold
+        batch = self._batch(before, checked(before, drafts), drafts, state)
+        result = await self._send(batch)
+        self._number = batch.number
+        self.telling.journaled(drafts)
+        if state is not None:
+            self.loop_state = state
+        await self._absorb(before, drafts, result)
+        return result
 
     def _batch(self, before: Fold, after: Fold, drafts: tuple[Draft, ...], state: JsonObject | None) -> Append:
         settle = settlement(before, after, drafts, self.agent_status and self.masked(self.agent_status))
-        due = before.seq - self._snapshot_seq >= SNAPSHOT_EVERY
-        snapshot = Snapshot(before.seq, before.as_json() if due else None, state) if due or state is not None else None
+        snapshot = None if state is None else Snapshot(before.seq, None, state)
+        if before.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
+            self._snapshot_seq = before.seq
+            whole = Snapshot(before.seq, before.as_json(), state)
+            if snapshot_size(whole) <= self.means.store.limits.snapshot_bytes:
+                snapshot = whole  # else the fold is read from the journal: a snapshot only saves time
         return Append(self.lease, self._number + 1, before.seq, drafts, settle, snapshot)
 
     async def _send(self, batch: Append) -> Appended:

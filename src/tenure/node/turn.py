@@ -116,6 +116,7 @@ class LiveTurn:
         for one in drafts:
             if one.kind in CORE_COMMANDS or (one.kind in CORE_KINDS and one.kind not in OF_LOOPS):
                 raise InvalidInputError("kind", f"{one.kind!r} is written by the core alone", "choose another kind")
+        self._tenure.means.store.limits.insist_on_count(len(drafts))
         closing = any(d.closes for d in drafts)
         await self._boundary(closing)
         mine = [replace(d, turn=self._id) for d in drafts]

@@ -330,6 +330,8 @@ class MemoryStore(Store):
             return step.result
 
     async def append_all(self, requests: Sequence[Append]) -> list[AppendResult]:
+        for request in requests:
+            self.limits.insist(request)
         return [self._append(request) for request in requests]
 
     def _append(self, request: Append) -> AppendResult:
@@ -355,6 +357,8 @@ class MemoryStore(Store):
         )
 
     async def release_all(self, requests: Sequence[Release]) -> list[ReleaseResult]:
+        for request in requests:
+            self.limits.insist(request.batch)
         return [self._release(request) for request in requests]
 
     def _release(self, request: Release) -> ReleaseResult:
@@ -433,7 +437,7 @@ class MemoryStore(Store):
 
     async def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
         with self.disk.lock:
-            after = int(cursor or 0)
+            after = rules.list_place(cursor)
             found: list[Record] = []
             last = after
             for one in self.disk.conversations.values():

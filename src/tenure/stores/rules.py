@@ -8,6 +8,7 @@ Each function returns a :class:`Step`. A step without a row changes nothing; its
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast, final
 
@@ -42,7 +43,7 @@ from tenure.abc import (
     Unknown,
 )
 from tenure.conversation import Record, Settle, TurnState
-from tenure.errors import Owner
+from tenure.errors import InvalidInputError, Owner
 from tenure.journal import Claimed as ClaimedBody
 from tenure.journal import (
     Command,
@@ -62,6 +63,9 @@ from tenure.lease import Epoch, Lease, Token
 
 if TYPE_CHECKING:
     from tenure.clock import Instant
+
+NUMBER = re.compile(r"[0-9]{1,18}")
+"""A number of a cursor: within 63 bits, and of no alphabet but ASCII."""
 
 
 @final
@@ -119,6 +123,25 @@ def oversize(drafts: tuple[Draft, ...], limits: Limits) -> TooLarge | None:
         if size > limits.event_bytes:
             return TooLarge(index, size, limits.event_bytes)
     return None
+
+
+def list_place(cursor: str | None) -> int:
+    """The place behind which a page of a list begins, in a store that numbers conversations; 0 is the beginning.
+
+    :raises InvalidInputError: the cursor is none of ours.
+    """
+    if cursor is None:
+        return 0
+    if not NUMBER.fullmatch(cursor):
+        raise foreign(cursor)
+    return int(cursor)
+
+
+def foreign(cursor: str) -> InvalidInputError:
+    """A cursor that no page has given."""
+    return InvalidInputError(
+        "cursor", f"{cursor!r} is none of ours", "pass on the cursor of the page before, unchanged"
+    )
 
 
 def create(conversation: str, creation: Creation, now: Instant) -> tuple[Row, Event]:

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any, Final, final
 
 from tenure.abc import Deleted, Page, Reading, Sealed, Snapshot, Unknown, Wanted
-from tenure.errors import InvalidInputError
 from tenure.lease import Epoch
 from tenure.stores import rules
 from tenure.stores.postgres import answers
@@ -67,7 +66,7 @@ class Reads:
         return [found.get(conversation) for conversation in conversations]
 
     async def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
-        after = _number(cursor)
+        after = rules.list_place(cursor)
         items: list[Record] = []
         for _ in range(max(1, SCANNED // limit)):
             some = await self._some(filters, after, limit + 1)
@@ -128,13 +127,6 @@ class Reads:
         return [answers.refusal_of(conversation, row) for row in rows]
 
 
-def _number(cursor: str | None) -> int:
-    try:
-        return int(cursor or 0)
-    except ValueError:
-        raise _no_cursor(cursor) from None
-
-
 def _place(cursor: str | None) -> tuple[str, str, float, int]:
     if cursor is None:
         return "", "", -1.0, 0
@@ -142,10 +134,4 @@ def _place(cursor: str | None) -> tuple[str, str, float, int]:
         owner, agent, not_before, created_no = json.loads(cursor)
         return str(owner), str(agent), float(not_before), int(created_no)
     except (ValueError, TypeError):
-        raise _no_cursor(cursor) from None
-
-
-def _no_cursor(cursor: str | None) -> InvalidInputError:
-    return InvalidInputError(
-        "cursor", f"{cursor!r} is none of ours", "pass on the cursor of the page before, unchanged"
-    )
+        raise rules.foreign(cursor) from None

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Deleted, Page, Reading, Unknown
-from tenure.errors import InvalidInputError, StoreUnavailableError
+from tenure.errors import StoreUnavailableError
 from tenure.lease import Epoch
 from tenure.stores import rules
 from tenure.stores.redis.keys import PAPERS
@@ -238,8 +238,6 @@ def _place(cursor: str | None) -> _Place:
     if cursor is None:
         return -1, -1
     number, _, partition = cursor.partition("-")
-    if not (number.isdecimal() and partition.isdecimal()):
-        raise InvalidInputError(
-            "cursor", f"{cursor!r} is none of ours", "pass on the cursor of the page before, unchanged"
-        )
+    if not (rules.NUMBER.fullmatch(number) and rules.NUMBER.fullmatch(partition)):
+        raise rules.foreign(cursor)
     return int(number), int(partition)

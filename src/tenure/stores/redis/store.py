@@ -196,9 +196,13 @@ class RedisStore(Store):
         return await self._parts.writes.each(self._parts.writes.claim, requests)
 
     async def append_all(self, requests: Sequence[Append]) -> list[AppendResult]:
+        for request in requests:
+            self.limits.insist(request)
         return await self._parts.writes.each(self._parts.writes.append, requests)
 
     async def release_all(self, requests: Sequence[Release]) -> list[ReleaseResult]:
+        for request in requests:
+            self.limits.insist(request.batch)
         return await self._parts.writes.each(self._parts.writes.release, requests)
 
     async def delete(self, conversation: str, expected_epoch: Epoch, by: str) -> Deleted | Stale | Unknown:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import Page, Wanted
-from tenure.errors import InvalidInputError
 from tenure.lease import Epoch, IncarnationId, Token
+from tenure.stores import rules
 from tenure.stores.redis.keys import NODES
 from tenure.stores.redis.scripts import script
 from tenure.stores.redis.servers import Lane
@@ -161,6 +161,4 @@ def _place(cursor: str | None) -> tuple[tuple[int, str, str], bytes]:
         partition, owner, agent, text = json.loads(cursor)
         return (int(partition), str(owner), str(agent)), str(text).encode()
     except (ValueError, TypeError):
-        raise InvalidInputError(
-            "cursor", f"{cursor!r} is none of ours", "pass on the cursor of the page before, unchanged"
-        ) from None
+        raise rules.foreign(cursor) from None

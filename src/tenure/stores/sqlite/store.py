@@ -210,9 +210,13 @@ class SqliteStore(Store):
         return await self._each(Transaction.claim, requests)
 
     async def append_all(self, requests: Sequence[Append]) -> list[AppendResult]:
+        for request in requests:
+            self.limits.insist(request)
         return await self._each(Transaction.append, requests)
 
     async def release_all(self, requests: Sequence[Release]) -> list[ReleaseResult]:
+        for request in requests:
+            self.limits.insist(request.batch)
         return await self._each(Transaction.release, requests)
 
     async def delete(self, conversation: str, expected_epoch: Epoch, by: str) -> Deleted | Stale | Unknown:

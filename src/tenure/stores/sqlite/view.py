@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from tenure.abc import (
     About,
@@ -20,7 +20,6 @@ from tenure.abc import (
     Wanted,
 )
 from tenure.clock import Instant
-from tenure.errors import InvalidInputError
 from tenure.lease import Epoch, IncarnationId, Lease, Token
 from tenure.stores import rules
 from tenure.stores.sqlite import statements as sql
@@ -104,7 +103,7 @@ class View:
         return [records.get(conversation) for conversation in conversations]
 
     def list(self, filters: Filters, cursor: str | None, limit: int) -> Page[Record]:
-        after = _number(cursor)
+        after = rules.list_place(cursor)
         items: list[Record] = []
         for _ in range(max(1, SCANNED // limit)):
             some = self._some(filters, after, limit + 1)
@@ -180,13 +179,6 @@ class View:
         return [Paper(kind, id, json.loads(document), version) for id, document, version in found]
 
 
-def _number(cursor: str | None) -> int:
-    try:
-        return int(cursor or 0)
-    except ValueError:
-        raise _no_cursor(cursor) from None
-
-
 def _place(cursor: str | None) -> tuple[str, str, float, int]:
     if cursor is None:
         return "", "", -1.0, 0
@@ -194,10 +186,4 @@ def _place(cursor: str | None) -> tuple[str, str, float, int]:
         owner, agent, not_before, created_no = json.loads(cursor)
         return str(owner), str(agent), float(not_before), int(created_no)
     except (ValueError, TypeError):
-        raise _no_cursor(cursor) from None
-
-
-def _no_cursor(cursor: Any) -> InvalidInputError:
-    return InvalidInputError(
-        "cursor", f"{cursor!r} is none of ours", "pass on the cursor of the page before, unchanged"
-    )
+        raise rules.foreign(cursor) from None

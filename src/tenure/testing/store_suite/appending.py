@@ -14,6 +14,7 @@ from tenure.abc import (
     Limits,
     Reading,
     Reason,
+    Release,
     Repeated,
     Snapshot,
     TooLarge,
@@ -21,7 +22,7 @@ from tenure.abc import (
 from tenure.conversation import Settle, TurnState
 from tenure.journal import Draft, canonical
 from tenure.lease import Epoch, Lease, Token, new_incarnation, new_token
-from tenure.testing.store_suite.stage import IDLE, OPEN, TTL_S, expect, note, only
+from tenure.testing.store_suite.stage import IDLE, OPEN, TTL_S, expect, note, only, refused
 from tenure.testing.store_suite.submitting import AWKWARD
 
 if TYPE_CHECKING:
@@ -380,6 +381,27 @@ async def an_event_that_is_too_large_writes_nothing(stage: Stage) -> None:
     assert await stage.store.append(batch) == TooLarge(2, size, 1000)
     assert await stage.unchanged(writer.lease.conversation, before)
     assert isinstance(await stage.store.append(replace(batch, drafts=(fits, fits))), Appended), "its number is free"
+
+
+async def more_events_or_a_larger_snapshot_than_the_limits_are_refused_by_name(stage: Stage) -> None:
+    stage.store = await stage.another(Limits(batch_events=3, snapshot_bytes=100))
+    writer, other = await stage.owned(), await stage.owned()
+    before = await stage.record(writer.lease.conversation)
+    small, large = Snapshot(2, {"a": "x" * 42}, {"b": "y" * 42}), Snapshot(2, {"a": "x" * 42}, {"b": "é" * 22})
+    batch = writer.batch(note(), note(), note(), settle=OPEN)
+    for wrong, *told in (
+        (replace(batch, drafts=(*batch.drafts, note())), "events", "4", "limit of 3"),
+        (replace(batch, snapshot=large), "state", "102 bytes", "limit of 100"),
+    ):
+        with refused(*told):
+            await stage.store.append_all([other.batch(note()), wrong])
+        with refused(*told):
+            await stage.store.release(Release(wrong, Reason.IDLE))
+    assert await stage.unchanged(writer.lease.conversation, before)
+    assert isinstance(await stage.store.append(other.batch(note())), Appended), "nothing of the list was written"
+    assert isinstance(await stage.store.append(replace(batch, snapshot=small)), Appended), (
+        "at the limit; its number is free"
+    )
 
 
 async def a_snapshot_replaces_the_last_one_part_by_part(stage: Stage) -> None:

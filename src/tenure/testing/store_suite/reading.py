@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Accepted, Creation, Deleted, Filters, Limits, Reading, Submit, Unknown
 from tenure.lease import Epoch
-from tenure.testing.store_suite.stage import AGENT, IDLE, PATIENCE_S, expect, note
+from tenure.testing.store_suite.stage import AGENT, IDLE, PATIENCE_S, expect, note, refused
 
 if TYPE_CHECKING:
     from tenure.testing.store_suite.stage import Stage
@@ -101,6 +101,30 @@ async def _some(stage: Stage) -> tuple[list[str], list[str]]:
     agents = ["one", "one", "two", "two", "one", "one"]
     names = [await stage.conversation(Creation(agent, user_id="ab"[i % 2])) for i, agent in enumerate(agents)]
     return names, agents
+
+
+async def a_list_refuses_a_cursor_that_is_none_of_its_own(stage: Stage) -> None:
+    await stage.conversation()
+    for foreign in (
+        "",
+        "x",
+        "-",
+        "-1",
+        "+1",
+        " 1",
+        "1 ",
+        "1_0",
+        "1.0",
+        "1-",
+        "1-2-3",
+        "\u00b2",
+        "\u0663",
+        "9" * 30,
+        "\0",
+        "\ud800",
+    ):
+        with refused("cursor", "is none of ours"):
+            await stage.store.list(Filters(), foreign, 10)
 
 
 async def a_list_runs_in_order_of_creation(stage: Stage) -> None:

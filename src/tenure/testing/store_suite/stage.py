@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, final
 
@@ -28,12 +28,13 @@ from tenure.abc import (
     Wanted,
 )
 from tenure.conversation import Fold, Settle, TurnState, fold
+from tenure.errors import InvalidInputError
 from tenure.journal import CORE_COMMANDS, Command, Draft, Event, Rehydrated, Rehydrating
 from tenure.lease import Epoch, IncarnationId, Lease, Token, new_incarnation, new_token
 from tenure.testing.clock import ManualClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
 
     from tenure.abc import Hint
     from tenure.clock import Clock
@@ -56,6 +57,19 @@ IDLE = Settle(runnable=False, started=True)
 """A live loop without work."""
 OPEN = Settle(runnable=True, started=True, turn=TurnState.OPEN)
 """A live loop in the middle of a turn."""
+
+
+@contextmanager
+def refused(field: str, *parts: str) -> Generator[None]:
+    """What is done inside is refused, by a message that names the field and the parts."""
+    try:
+        yield
+    except InvalidInputError as error:
+        assert error.field == field, error
+        assert all(part in str(error) for part in parts), error
+        assert error.remedy, "it says what to do"
+    else:
+        raise AssertionError(f"{field} {' '.join(parts)}: it was accepted")
 
 
 def expect[T](kind: type[T], result: object) -> T:
