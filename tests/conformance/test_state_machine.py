@@ -9,6 +9,8 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import postgres_servers
+import pytest
 import redis_servers
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -57,6 +59,7 @@ from tenure.conversation import Settle
 from tenure.journal import CORE_COMMANDS, Command, Draft
 from tenure.lease import Epoch, IncarnationId, Lease, Token
 from tenure.stores.memory import Disk, MemoryStore
+from tenure.stores.postgres import lanes
 from tenure.stores.redis import RedisStore
 from tenure.stores.sqlite import SqliteStore
 from tenure.testing.clock import ManualClock
@@ -281,12 +284,13 @@ class StoreMachine(RuleBasedStateMachine):
     def _keeps(self, owner: str, request: Claim) -> bool:
         return owner != request.incarnation and not self.lives[owner].dead and not request.forced
 
-    def _next_batch(self, which: int, off: int, unseen: int, count: int, runnable: bool) -> Append:
+    def _next_batch(self, which: int, off: int, unseen: int, count: int, runnable: bool | None) -> Append:
         """What an owner would send next, or nearly so; mostly the last owner."""
         lease = self.leases[-1 - which % len(self.leases)]
         talk = self.talks[lease.conversation]
         drafts = tuple(Draft("note", {"text": self.fresh("e")}) for _ in range(count))
-        return Append(lease, talk.number + off, len(talk.journal) - unseen, drafts, Settle(runnable=runnable))
+        settle = None if runnable is None else Settle(runnable=runnable)
+        return Append(lease, talk.number + off, len(talk.journal) - unseen, drafts, settle)
 
     @precondition(lambda self: self.leases)
     @rule(
@@ -294,11 +298,11 @@ class StoreMachine(RuleBasedStateMachine):
         which=st.sampled_from([0, 0, 0, 0, 1, 2]),
         off=st.sampled_from([1, 1, 1, 1, 0, 2]),
         unseen=st.sampled_from([0, 0, 0, 1, 2, -1]),
-        count=st.integers(0, 2),
-        runnable=st.booleans(),
+        count=st.sampled_from([0, 1, 1, 2]),
+        runnable=st.sampled_from([True, False, None]),
         forgery=st.sampled_from(["epoch", "token", "incarnation", "seen"]),
     )
-    def append(self, which: int, off: int, unseen: int, count: int, runnable: bool, forgery: str) -> Append:
+    def append(self, which: int, off: int, unseen: int, count: int, runnable: bool | None, forgery: str) -> Append:
         """After something that is almost it, and is refused."""
         batch = self._next_batch(which, off, unseen, count, runnable)
         self.send_batch(self._forged(batch, forgery), None)
@@ -344,8 +348,8 @@ class StoreMachine(RuleBasedStateMachine):
     def _write(self, talk: Talk, batch: Append) -> None:
         talk.journal += [(d.kind, talk.epoch, str(d.body["text"])) for d in batch.drafts]
         talk.number = batch.number
-        assert batch.settle is not None
-        talk.wanted = batch.settle.runnable or talk.last_command > batch.seen
+        if batch.settle is not None:
+            talk.wanted = batch.settle.runnable or talk.last_command > batch.seen
 
     @precondition(lambda self: self.leases)
     @rule(
@@ -440,9 +444,35 @@ class RedisMachine(StoreMachine):
         return RedisStore(self.url, clock=clock)
 
 
+class PostgresMachine(StoreMachine):
+    def __init__(self) -> None:
+        self.factory = postgres_servers.on(postgres_servers.shared_server(postgres_servers.NEWEST))
+        super().__init__()
+
+    def open(self, folder: Path, clock: ManualClock) -> Store:
+        return self.factory(clock, Limits())
+
+
+class ManyMachine(PostgresMachine):
+    """What is plain is asked of the functions for many first, and of the others only what those leave alone."""
+
+    def __init__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(lanes, "MANY", 1)
+        super().__init__()
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        super().teardown()
+
+
 TestMemory = MemoryMachine.TestCase
-TestMemory.settings = settings(max_examples=100, stateful_step_count=40)
+TestMemory.settings = settings(max_examples=60, stateful_step_count=40)
 TestSqlite = SqliteMachine.TestCase
 TestSqlite.settings = settings(max_examples=30, stateful_step_count=30)
 TestRedis = RedisMachine.TestCase
 TestRedis.settings = settings(max_examples=30, stateful_step_count=30)
+TestPostgres = PostgresMachine.TestCase
+TestPostgres.settings = settings(max_examples=10, stateful_step_count=30)
+TestPostgresMany = ManyMachine.TestCase
+TestPostgresMany.settings = settings(max_examples=10, stateful_step_count=30)

@@ -1,6 +1,7 @@
 """Events, commands and the core's kinds: every body survives its draft, and what is unknown is kept."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -27,6 +28,7 @@ from tenure.journal import (
     Seq,
     TurnStarted,
     canonical,
+    compact,
     digest,
     draft,
     read_body,
@@ -209,6 +211,20 @@ def test_the_order_of_names_does_not_count(value: Json):
 
     assert canonical(turned(value)) == canonical(value)
     assert digest(turned(value)) == digest(value)
+
+
+@given(JSON)
+def test_the_encoders_that_are_set_up_once_write_what_dumps_writes(value: Json):
+    plain = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
+    assert compact(value) == json.dumps(value, **plain)
+    assert canonical(value) == json.dumps(value, sort_keys=True, **plain)
+
+
+def test_what_is_nested_without_end_is_refused():
+    endless: list[Json] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        canonical(endless)
 
 
 @given(JSON, JSON)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tenure.abc import (
@@ -39,7 +38,7 @@ from tenure.conversation import Record, TurnState
 from tenure.errors import Owner
 from tenure.journal import Delivery, Event, Policy, Seq
 from tenure.lease import Epoch, IncarnationId, Lease, Token
-from tenure.stores.postgres.text import original
+from tenure.stores.postgres.text import document, original
 
 type Row = tuple[Any, ...]
 
@@ -49,43 +48,71 @@ ANSWER = "item, outcome, detail, wanted, record"
 
 def record_of(text: str) -> Record:
     """What the SQL function ``shown`` made."""
-    row = json.loads(text)
-    owner = row["owner"]
-    epoch = Epoch(row["epoch"])
+    (
+        id,
+        user_id,
+        agent,
+        settings,
+        policy,
+        title,
+        metadata,
+        version,
+        epoch,
+        owner,
+        owner_node,
+        owner_address,
+        owner_since,
+        token,
+        head,
+        last_command,
+        last_start,
+        unsettled,
+        turn,
+        started,
+        wanted,
+        retry_in_s,
+        lost,
+        failures,
+        stopped,
+        failed,
+        deleted,
+        agent_status,
+        created_at,
+        updated_at,
+    ) = document(text)
+    holder = None
+    if owner is not None:
+        since = Instant(float(owner_since))
+        holder = Owner(original(owner_node), IncarnationId(owner), original(owner_address), Epoch(epoch), since)
     return Record(
-        conversation=original(row["id"]),
-        user_id=original(row["user_id"]),
-        agent=original(row["agent"]),
-        settings=row["settings"],
-        policy=Policy(row["policy"]),
-        title=original(row["title"]),
-        metadata=row["metadata"],
-        version=row["version"],
-        epoch=epoch,
-        owner=None if owner is None else _owner(row, epoch),
-        token=row["token"],
-        head=row["head"],
-        last_command=row["last_command"],
-        last_start=row["last_start"],
-        unsettled=row["unsettled"],
-        turn=TurnState(row["turn"]),
-        started=row["started"],
-        wanted=row["wanted"],
-        retry_in_s=row["retry_in_s"],
-        lost=row["lost"],
-        failures=row["failures"],
-        stopped=row["stopped"],
-        failed=row["failed"],
-        deleted=row["deleted"],
-        agent_status=original(row["agent_status"]),
-        created_at=Instant(float(row["created_at"])),
-        updated_at=Instant(float(row["updated_at"])),
+        conversation=original(id),
+        user_id=original(user_id),
+        agent=original(agent),
+        settings=settings,
+        policy=Policy(policy),
+        title=original(title),
+        metadata=metadata,
+        version=version,
+        epoch=Epoch(epoch),
+        owner=holder,
+        token=token,
+        head=head,
+        last_command=last_command,
+        last_start=last_start,
+        unsettled=unsettled,
+        turn=TurnState(turn),
+        started=started,
+        wanted=wanted,
+        retry_in_s=retry_in_s,
+        lost=lost,
+        failures=failures,
+        stopped=stopped,
+        failed=failed,
+        deleted=deleted,
+        agent_status=original(agent_status),
+        created_at=Instant(float(created_at)),
+        updated_at=Instant(float(updated_at)),
     )
-
-
-def _owner(row: dict[str, Any], epoch: Epoch) -> Owner:
-    since = Instant(float(row["owner_since"]))
-    return Owner(original(row["owner_node"]), IncarnationId(row["owner"]), original(row["owner_address"]), epoch, since)
 
 
 def event_of(row: Row) -> Event:
@@ -107,7 +134,7 @@ def event_of(row: Row) -> Event:
 
 def submitted_of(row: Row) -> Submitted:
     _, outcome, detail, _, record = row
-    told: list[Any] = json.loads(detail) if detail else []
+    told: list[Any] = document(detail) if detail else []
     match outcome:
         case "accepted":
             return Accepted(told[0], record_of(record), created=told[1])
@@ -129,7 +156,7 @@ def submitted_of(row: Row) -> Submitted:
 
 def claimed_of(request: Claim, row: Row) -> Claimed:
     _, outcome, detail, _, record = row
-    told: list[Any] = json.loads(detail) if detail else []
+    told: list[Any] = document(detail) if detail else []
     match outcome:
         case "held":
             held = record_of(record)
@@ -160,25 +187,25 @@ def appended_of(row: Row) -> AppendResult:
         case "fenced":
             return fenced_of(row)
         case "large":
-            return TooLarge(*json.loads(row[2]))
+            return TooLarge(*document(row[2]))
         case _:
             raise strange("append", row)
 
 
 def _result(detail: str) -> Appended:
-    first, count, head, last_command, at = json.loads(detail)
+    first, count, head, last_command, at = document(detail)
     return Appended(first, count, head, last_command, Instant(float(at)))
 
 
 def released_of(row: Row) -> ReleaseResult:
     match row[1]:
         case "released":
-            wanted, head, repeated = json.loads(row[2])
+            wanted, head, repeated = document(row[2])
             return ReleasedNow(wanted, head, repeated)
         case "fenced":
             return fenced_of(row)
         case "large":
-            return TooLarge(*json.loads(row[2]))
+            return TooLarge(*document(row[2]))
         case _:
             raise strange("release", row)
 
@@ -195,7 +222,7 @@ def changed_of(row: Row) -> Amended | Stale | Deleted | Unknown:
         case "stale":
             return Stale(record_of(row[4]))
         case "deleted":
-            return Deleted(Epoch(json.loads(row[2])[0]))
+            return Deleted(Epoch(document(row[2])[0]))
         case "unknown":
             return Unknown()
         case _:

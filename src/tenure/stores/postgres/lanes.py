@@ -3,7 +3,8 @@
 A lane never waits for company: an idle one starts with the first item at once, and whatever has come by the time that one
 is free again goes along. Each item has its own answer. Groups never wait for a row that somebody else has locked: such an
 item is answered ``busy`` and goes to the patient lanes, where it waits alone, so that one stuck row holds up nobody else; and
-as groups do not wait, no two of them can wait for each other. An error that the server answers undid the whole group: each
+as groups do not wait, no two of them can wait for each other. What most of a group is, plain items, is asked of a function for
+many, which may leave some alone: those go along with a later group. An error that the server answers undid the whole group: each
 item then goes again, by itself. An error of the connection is everybody's, and its outcome is unknown.
 """
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 GROUP = 100
 """How many items travel in one transaction: bounds how long its rows are locked."""
 GROUP_BYTES = 4 << 20
+MANY = 4
+"""From how many plain items of an operation on one statement for all of them costs less than one after the other."""
 QUEUE = 2000
 """How many items wait for a set of lanes; the next caller waits before the queue."""
 BUSY_TRIES = 5
@@ -35,18 +38,39 @@ BUSY_TRIES = 5
 @final
 @dataclass(slots=True, eq=False)
 class Item:
-    """One request. With an `operation`, a JSON object for the function of that name, which takes many; else a statement."""
+    """One request. With an `operation`, a JSON object for the function of that name, which takes several; else a statement.
+
+    A `plain` one may be asked of the function for many (``sql/functions/many.sql``), which may leave it alone.
+    """
 
     answer: asyncio.Future[Any]
     operation: str = ""
     fields: str = ""
     conversation: str = ""
+    plain: bool = False
     statement: Statement | None = None
     tries: int = 0
+    group: _Company | None = None
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Company:
+    """Who waits for a group that is under way. `gone` is done when all of them went away."""
+
+    gone: asyncio.Future[None]
+    waiting: int
+
+    def leave(self) -> None:
+        self.waiting -= 1
+        if self.waiting == 0 and not self.gone.done():
+            self.gone.set_result(None)
 
 
 type Compose = Callable[[str, str, bool], Statement]
 """The statement for an operation, a JSON list of its requests, and whether it may wait for rows."""
+type Batch = tuple[str, list[Item]]
+"""A function, and what is asked of it in one statement."""
 type Joins = Callable[[Item, Item], bool]
 """Whether an item may travel with the first of a group."""
 
@@ -127,12 +151,12 @@ class Lanes:
 
     # callers
 
-    async def ask(self, operation: str, fields: str, conversation: str) -> Row:
-        """One request of an operation that takes many: its row of the answer.
+    async def ask(self, operation: str, fields: str, conversation: str, *, plain: bool = False) -> Row:
+        """One request of an operation that takes several: its row of the answer.
 
         :raises StoreUnavailableError: unknown outcome, or nothing was done (the message says so).
         """
-        return await self._do(Item(self._loop.create_future(), operation, fields, conversation))
+        return await self._do(Item(self._loop.create_future(), operation, fields, conversation, plain))
 
     async def run(self, statement: Statement) -> list[Row]:
         """One statement, and its rows. :raises StoreUnavailableError: as :meth:`ask`."""
@@ -143,6 +167,10 @@ class Lanes:
         try:
             self.put(item)
             return await item.answer
+        except asyncio.CancelledError:
+            if item.group is not None:
+                item.group.leave()
+            raise
         finally:
             self._room.release()
 
@@ -227,19 +255,11 @@ class Lanes:
         return group
 
     async def _serve(self, link: Link, group: list[Item]) -> None:
-        gone = self._loop.create_future()
-        waiting = len(group)
-
-        def one_less(_: asyncio.Future[Any]) -> None:
-            nonlocal waiting
-            waiting -= 1
-            if waiting == 0 and not gone.done():
-                gone.set_result(None)
-
+        company = _Company(self._loop.create_future(), len(group))
         for item in group:
-            item.answer.add_done_callback(one_less)
+            item.group = company
         try:
-            answers = await self._transact(link, group, gone)
+            answers = await self._transact(link, group, company.gone)
         except RejectedError as error:
             await self._apart(link, group, error)
             return
@@ -250,23 +270,28 @@ class Lanes:
     async def _transact(self, link: Link, group: list[Item], gone: asyncio.Future[None]) -> list[tuple[Item, Any]]:
         """One transaction for all; what it answered to each."""
         patient = self._overflow is None
-        operations = {operation: [i for i in group if i.operation == operation] for operation in _order(group)}
+        batches = _batches(group, MANY if not patient else len(group) + 1)
         statements: list[Statement] = []
-        for operation, items in operations.items():
-            requests = ",".join(f'{{"item":{n},{item.fields[1:]}' for n, item in enumerate(items))
-            statements.append(self._compose(operation, f"[{requests}]", patient))
+        for function, items in batches:
+            requests = ",".join([f'{{"item":{n},{item.fields[1:]}' for n, item in enumerate(items)])
+            statements.append(self._compose(function, f"[{requests}]", patient))
         single = [item for item in group if item.statement is not None]
         statements += [item.statement for item in single if item.statement is not None]
         rows = await link.run(*statements, gone=gone)
         answers: list[tuple[Item, Any]] = []
-        for items, found in zip(operations.values(), rows, strict=False):
-            answers += [(items[row[0]], row) for row in found]
-        answers += zip(single, rows[len(operations) :], strict=True)
+        for (_, items), found in zip(batches, rows, strict=False):
+            answered = {row[0]: row for row in found}
+            answers += [(item, answered.get(n, _LEFT_ALONE)) for n, item in enumerate(items)]
+        answers += zip(single, rows[len(batches) :], strict=True)
         return answers
 
     def _take(self, item: Item, answer: Any) -> None:
-        if not item.operation or answer[1] != "busy":
+        if not item.operation or (answer is not _LEFT_ALONE and answer[1] != "busy"):
             item.answer.set_result(answer)
+            return
+        if answer is _LEFT_ALONE:
+            item.plain = False
+            self.put(item)
             return
         item.tries += 1
         if item.tries > BUSY_TRIES:
@@ -290,9 +315,22 @@ class Lanes:
                     await self._serve(link, [item])
 
 
-def _order(group: Sequence[Item]) -> list[str]:
-    """The operations in a group, each once."""
-    return list(dict.fromkeys(item.operation for item in group if item.operation))
+_LEFT_ALONE = (-1, "left alone")
+"""In place of an answer: the function for many did nothing about it."""
+
+
+def _batches(group: Sequence[Item], many: int) -> list[Batch]:
+    """What is asked of which function: of that for many, one plain item per conversation, if there are so `many` of them."""
+    batches: list[Batch] = []
+    for operation in dict.fromkeys(item.operation for item in group if item.operation):
+        items = [item for item in group if item.operation == operation]
+        plain = {item.conversation: item for item in reversed(items) if item.plain}
+        if len(plain) >= many:
+            batches.append((f"{operation}_many", list(plain.values())))
+            items = [item for item in items if plain.get(item.conversation) is not item]
+        if items:
+            batches.append((operation, items))
+    return batches
 
 
 def _told(error: RejectedError) -> Exception:

@@ -28,11 +28,13 @@ type Row = tuple[Any, ...]
 
 MIGRATION_S = 60.0
 
-# Each finds its rows through an index: a plan that was made while a table was small must not scan it when it has grown.
+# Each finds its rows one by one through an index: a plan that was made while a table was small must not go through all of it
+# when it has grown.
 _SET_UP = """
 SELECT set_config('search_path', %s, false), set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
     set_config('idle_in_transaction_session_timeout', %s, false), set_config('jit', 'off', false),
-    set_config('enable_seqscan', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+    set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),
+    set_config('enable_mergejoin', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('synchronous_commit', CASE current_setting('synchronous_commit')
         WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)
 """

@@ -85,19 +85,32 @@ def claim_fields(request: Claim, limits: Limits) -> Fields:
 
 
 def append_fields(request: Append, limits: Limits) -> Fields:
-    """:raises ValueError: text or a number that JSON does not have."""
+    """What is not set is left out: the function takes it for null.
+
+    :raises ValueError: text or a number that JSON does not have.
+    """
+    lease, drafts = request.lease, request.drafts
     fields: Fields = {
-        **lease_fields(request.lease),
+        "id": stored(lease.conversation),
+        "incarnation": lease.incarnation,
+        "epoch": lease.epoch,
+        "token": lease.token,
         "number": request.number,
         "seen": request.seen,
         "digest": request.digest(),
-        "large": _large(request.drafts, limits),
-        "count": len(request.drafts),
-        "drafts": [_draft(one) for one in request.drafts],
-        "settles": request.settle is not None,
+        "count": len(drafts),
     }
+    if (large := _large(drafts, limits)) is not None:
+        fields["large"] = large
+    if len(drafts) == 1 and _is_plain(drafts[0]):
+        fields |= _draft(drafts[0])
+    elif drafts:
+        fields["drafts"] = [_draft(one) for one in drafts]
+        fields["recorded"] = any(one.delivery is not None for one in drafts)
     if (settle := request.settle) is not None:
-        fields |= settle.as_json() | {"agent_status": stored(settle.agent_status)}
+        shape = settle.as_json()
+        shape["turn_state"] = shape.pop("turn")
+        fields |= shape | {"settles": True, "agent_status": stored(settle.agent_status)}
     if (snapshot := request.snapshot) is not None:
         fields |= {"snaps": True, "snapshot_seq": snapshot.seq}
         fields |= {
@@ -106,6 +119,24 @@ def append_fields(request: Append, limits: Limits) -> Fields:
             if part is not None
         }
     return fields
+
+
+def is_plain_submit(request: Submit) -> bool:
+    """What the function for many takes, here and below."""
+    return request.command is not None and request.create is None and request.command.kind not in ("start", "stop")
+
+
+def is_plain_claim(request: Claim) -> bool:
+    return request.create is None and not request.forced
+
+
+def is_plain_append(fields: Fields) -> bool:
+    return "kind" in fields and not any(name in fields for name in ("large", "settles", "snaps"))
+
+
+def _is_plain(one: Draft) -> bool:
+    """It opens and closes no calls, and is no command: a batch of one such event is the most frequent."""
+    return not one.opens and not one.closes and one.delivery is None
 
 
 def _draft(one: Draft) -> Fields:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any, Final, LiteralString, final
 
 from tenure.abc import Accepted, Amended, Appended, Deleted, Held, ReleasedNow, Sealed, Sent, Topic
@@ -11,7 +10,7 @@ from tenure.journal import Draft
 from tenure.stores import rules
 from tenure.stores.postgres import answers, requests
 from tenure.stores.postgres.link import Statement
-from tenure.stores.postgres.text import json_text, stored
+from tenure.stores.postgres.text import document, json_text, stored
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -45,6 +44,9 @@ type Clock = list[float] | None
 _COLUMNS: Final = answers.ANSWER
 _GROUPS: Final[dict[str, LiteralString]] = {
     "append": f"SELECT {_COLUMNS} FROM append(%s::json, %s::float8[], %s, %s)",
+    "append_many": f"SELECT {_COLUMNS} FROM append_many(%s::json, %s::float8[])",
+    "submit_many": f"SELECT {_COLUMNS} FROM submit_many(%s::json, %s::float8[], %s)",
+    "claim_many": f"SELECT {_COLUMNS} FROM claim_many(%s::json, %s::float8[])",
     "submit": f"SELECT {_COLUMNS} FROM submit(%s::json, %s::float8[], %s, %s)",
     "claim": f"SELECT {_COLUMNS} FROM claim(%s::json, %s::float8[], %s)",
     "publish": f"SELECT {_COLUMNS} FROM publish(%s::json, %s::float8[], %s, %s)",
@@ -61,6 +63,9 @@ def composer(clock: Callable[[], Clock], limits: Limits, channel: str) -> Callab
     def compose(operation: str, group: str, patient: bool) -> Statement:
         given: dict[str, tuple[Any, ...]] = {
             "append": (patient, limits.refusals),
+            "append_many": (),
+            "submit_many": (limits.unsettled,),
+            "claim_many": (),
             "submit": (patient, limits.unsettled),
             "claim": (patient,),
             "publish": (channel, limits.refusals),
@@ -86,8 +91,6 @@ class Writes:
 
     async def each[Q, R](self, operation: Callable[[Q], Awaitable[R]], some: Sequence[Q]) -> list[R]:
         """A result per request, in order."""
-        if len(some) == 1:
-            return [await operation(some[0])]
         return list(await asyncio.gather(*(operation(request) for request in some)))
 
     async def submit(self, request: Submit) -> Submitted:
@@ -96,23 +99,24 @@ class Writes:
         if large is not None:
             return large
         fields = json_text(requests.submit_fields(request, self._limits))
-        result = answers.submitted_of(await self._swift.ask("submit", fields, request.conversation))
+        plain = requests.is_plain_submit(request)
+        result = answers.submitted_of(await self._swift.ask("submit", fields, request.conversation, plain=plain))
         if isinstance(result, Accepted):
             self._tell(result.record)
         return result
 
     async def claim(self, request: Claim) -> Claimed:
         fields = json_text(requests.claim_fields(request, self._limits))
-        row = await self._swift.ask("claim", fields, request.conversation)
+        row = await self._swift.ask("claim", fields, request.conversation, plain=requests.is_plain_claim(request))
         result = answers.claimed_of(request, row)
         if isinstance(result, Held) and row[3] is not None:
             self._tell(result.record)
         return result
 
     async def append(self, request: Append) -> AppendResult:
-        fields = json_text(requests.append_fields(request, self._limits))
-        conversation = request.lease.conversation
-        row = await self._swift.ask("append", fields, conversation)
+        fields = requests.append_fields(request, self._limits)
+        conversation, plain = request.lease.conversation, requests.is_plain_append(fields)
+        row = await self._swift.ask("append", json_text(fields), conversation, plain=plain)
         result = answers.appended_of(row)
         if isinstance(result, Appended):
             self._moved(conversation, result.head, request.lease.incarnation if row[3] else None)
@@ -132,7 +136,7 @@ class Writes:
         row = (await self._patient.run(statement))[0]
         result = answers.changed_of(row)
         assert not isinstance(result, Amended)
-        if isinstance(result, Deleted) and json.loads(row[2])[1]:
+        if isinstance(result, Deleted) and document(row[2])[1]:
             self._moved(conversation, 0, None)
         return result
 

@@ -9,7 +9,7 @@ from tenure.abc import Appended
 from tenure.clock import Instant
 from tenure.conversation import Record, TurnState
 from tenure.errors import Owner
-from tenure.journal import Delivery, Event, Policy, Seq
+from tenure.journal import Delivery, Event, Policy, Seq, compact
 from tenure.lease import Epoch
 from tenure.stores.rules import Row
 
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
 type Columns = tuple[Any, ...]
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
 
 def text_of(value: Json) -> str:
     """JSON as it is stored: the order of keys is kept.
 
     :raises ValueError: a float that JSON does not have. :raises TypeError: no JSON.
     """
-    return _encode(value)
+    return compact(value)
 
 
 def row_columns(row: Row) -> Columns:

@@ -12,30 +12,19 @@ CREATE FUNCTION time_of_day(clock float8[]) RETURNS float8 LANGUAGE sql VOLATILE
     SELECT coalesce(clock[2], extract(epoch FROM clock_timestamp())::float8)
 $$;
 
--- The record as an answer carries it, as JSON: the back-off as what is left of it.
+-- The record as an answer carries it, a JSON list in the order of answers.record_of: the back-off as what is left of it. One
+-- expression, so that it becomes a part of whatever calls it.
 CREATE FUNCTION shown(c conversations, now float8) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT row_to_json(r)::text FROM (SELECT
-        c.id, c.user_id, c.agent, c.settings, c.policy, c.title, c.metadata, c.version, c.epoch, c.owner, c.owner_node,
-        c.owner_address, c.owner_since, c.token, c.head, c.last_command, c.last_start, c.unsettled, c.turn, c.started,
-        c.wanted, CASE WHEN c.not_before > now THEN c.not_before - now END AS retry_in_s, c.lost, c.failures, c.stopped,
-        c.failed, c.deleted, c.agent_status, c.created_at, c.updated_at) r
+    SELECT json_build_array(c.id, c.user_id, c.agent, c.settings, c.policy, c.title, c.metadata, c.version, c.epoch, c.owner,
+        c.owner_node, c.owner_address, c.owner_since, c.token, c.head, c.last_command, c.last_start, c.unsettled, c.turn, c.started,
+        c.wanted, CASE WHEN c.not_before > now THEN c.not_before - now END, c.lost, c.failures, c.stopped, c.failed, c.deleted,
+        c.agent_status, c.created_at, c.updated_at)::text
 $$;
 
--- Take the conversation's row: the lock is the fence, and is held to the commit. state: found, none, or busy (somebody else
--- has it and we are not to wait). The row is read by a statement of its own, which sees what the lock's holder left.
-CREATE FUNCTION take(conversation text, patient boolean, OUT state text, OUT c conversations) LANGUAGE plpgsql AS $$
-BEGIN
-    IF patient THEN
-        SELECT * INTO c FROM conversations WHERE id = conversation FOR UPDATE;
-    ELSE
-        SELECT * INTO c FROM conversations WHERE id = conversation FOR UPDATE SKIP LOCKED;
-    END IF;
-    state := CASE
-        WHEN FOUND THEN 'found'
-        WHEN NOT patient AND EXISTS (SELECT FROM conversations WHERE id = conversation) THEN 'busy'
-        ELSE 'none'
-    END;
-END $$;
+-- Whether a row that was not locked is another's at the moment (busy), or is not there. Who is patient has waited for it.
+CREATE FUNCTION is_there(conversation text, patient boolean) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT NOT patient AND EXISTS (SELECT FROM conversations c WHERE c.id = conversation)
+$$;
 
 -- What a conversation is created with. `large`: what the store answers if the first event is larger than it takes.
 CREATE TYPE creation AS (
@@ -50,7 +39,7 @@ CREATE FUNCTION fits(c conversations, asked creation) RETURNS boolean LANGUAGE s
        AND (asked.settings IS NULL OR asked.settings_digest = c.settings_digest)
 $$;
 
--- What a new conversation's row is; nothing is written.
+-- What a new conversation's row would be; nothing is written.
 CREATE FUNCTION drawn(conversation text, asked creation, at float8) RETURNS conversations LANGUAGE plpgsql STABLE AS $$
 DECLARE
     c conversations;
@@ -70,13 +59,14 @@ END $$;
 CREATE FUNCTION create_conversation(conversation text, asked creation, at float8) RETURNS conversations
 LANGUAGE plpgsql AS $$
 DECLARE
-    d conversations := drawn(conversation, asked, at);
     c conversations;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('tenure: order of creation', 'conversations'::regclass::oid::bigint));
     INSERT INTO conversations (id, user_id, agent, settings, settings_digest, policy, title, metadata, wanted, created_at,
         updated_at)
-    VALUES (d.id, d.user_id, d.agent, d.settings, d.settings_digest, d.policy, d.title, d.metadata, d.wanted, at, at)
+    VALUES (conversation, asked.user_id, coalesce(asked.agent, asked.default_agent), coalesce(asked.settings, '{}')::json,
+        asked.settings_digest, coalesce(asked.policy, 'enqueue'), asked.title, coalesce(asked.metadata, '{}')::json, asked.wanted,
+        at, at)
     ON CONFLICT (id) DO NOTHING RETURNING * INTO c;
     IF c.created_no IS NOT NULL THEN
         INSERT INTO events (conversation, seq, kind, at, body) VALUES (c.created_no, 1, 'created', at, asked.body::json);

@@ -1,32 +1,29 @@
 -- Append owners' batches, each through its fence; a release is the last batch of a lease, and brings a `farewell`.
 -- detail: appended and repeated [first, count, head, last_command, at], released [wanted, head, repeated], large
--- [index, bytes, limit]. At most one request per conversation. The rows are locked first, in the order of their ids, by a
--- statement of its own: the one that judges sees what the locks' former holders left, and nobody can change it (C6).
+-- [index, bytes, limit]. Each row is locked, and judged as the lock's former holder left it: the lock is the fence (C6). Rows
+-- are taken in the order of their ids. Small statements, one after the other: setting up one that does it all took a millisecond.
 CREATE FUNCTION append(requests json, clock float8[], patient boolean, refusals_kept integer) RETURNS SETOF answer
 LANGUAGE plpgsql AS $$
 DECLARE
-    taken bigint[]; at float8; now float8;
+    q record; c conversations; verdict text; at float8; now float8; first bigint;
 BEGIN
-    IF patient THEN
-        SELECT array_agg(l.created_no) INTO taken FROM (
-            SELECT c.created_no FROM conversations c WHERE c.id IN (SELECT r->>'id' FROM json_array_elements(requests) r)
-            ORDER BY c.id FOR UPDATE) l;
-    ELSE
-        SELECT array_agg(l.created_no) INTO taken FROM (
-            SELECT c.created_no FROM conversations c WHERE c.id IN (SELECT r->>'id' FROM json_array_elements(requests) r)
-            ORDER BY c.id FOR UPDATE SKIP LOCKED) l;
-    END IF;
-    now := store_now(clock); at := time_of_day(clock);
-    RETURN QUERY WITH q AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(requests) AS r(
-            item integer, id text, incarnation text, epoch bigint, token text, number bigint, seen bigint, digest text,
-            large text, drafts json, count integer, settles boolean, runnable boolean, settled bigint[], turn text,
-            turn_ended boolean, started boolean, stopped boolean, failed boolean, agent_status text,
-            snaps boolean, snapshot_seq bigint, fold text, loop_state text, farewell text, reason text, retry_in_s float8)
-    ), judged AS MATERIALIZED (
-        SELECT q.*, c AS before, c.created_no, c.head AS old_head, CASE
-            WHEN c.created_no IS NULL THEN 'unknown'
-            WHEN c.created_no <> ALL (taken) OR taken IS NULL THEN 'busy'
+    FOR q IN SELECT * FROM json_to_recordset(requests) AS r(
+        item integer, id text, incarnation text, epoch bigint, token text, number bigint, seen bigint, digest text,
+        large text, kind text, body text, turn text, drafts json, recorded boolean, count integer, settles boolean, runnable boolean,
+        settled bigint[], turn_state text, turn_ended boolean, started boolean, stopped boolean, failed boolean,
+        agent_status text, snaps boolean, snapshot_seq bigint, fold text, loop_state text, farewell text, reason text,
+        retry_in_s float8
+    ) ORDER BY r.id COLLATE "C", r.item LOOP
+        IF patient THEN
+            SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE;
+        ELSE
+            SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE SKIP LOCKED;
+        END IF;
+        IF NOT FOUND THEN
+            RETURN NEXT (q.item, CASE WHEN is_there(q.id, patient) THEN 'busy' ELSE 'fenced' END, NULL, NULL, NULL)::answer;
+            CONTINUE;
+        END IF;
+        verdict := CASE
             WHEN q.farewell IS NOT NULL AND c.owner IS NULL AND NOT c.deleted AND c.epoch = q.epoch
                 AND c.released_epoch = q.epoch AND c.released_token = q.token AND c.number = q.number
                 AND c.released_digest = q.digest THEN 'released again'
@@ -35,75 +32,102 @@ BEGIN
             WHEN q.farewell IS NULL AND q.number = c.number AND q.number > 0 AND c.digest = q.digest THEN 'repeated'
             WHEN q.number <> c.number + 1 OR q.seen > c.head THEN 'fenced'
             WHEN q.large IS NOT NULL THEN 'large'
-            ELSE 'applied' END AS verdict
-        FROM q LEFT JOIN conversations c ON c.id = q.id
-    ), drafts AS (
-        SELECT j.created_no, j.epoch, j.old_head + d.n AS seq, d.*
-        FROM judged j, ROWS FROM (json_to_recordset(j.drafts) AS (
-                kind text, body text, turn text, opens text, closes text, key text, delivery text, digest text))
-            WITH ORDINALITY AS d(kind, body, turn, opens, closes, key, delivery, digest, n)
-        WHERE j.verdict = 'applied'
-    ), moved AS (
-        UPDATE conversations u SET
-            head = u.head + j.count + CASE WHEN j.farewell IS NULL THEN 0 ELSE 1 END,
-            updated_at = CASE WHEN j.count > 0 OR j.farewell IS NOT NULL THEN at ELSE u.updated_at END,
-            number = j.number, digest = j.digest,
-            result = json_build_array(u.head + 1, j.count, u.head + j.count, u.last_command, at)::text,
-            wanted = CASE WHEN j.settles THEN j.runnable OR u.last_command > j.seen ELSE u.wanted END,
-            unsettled = u.unsettled - CASE WHEN j.settles THEN cardinality(j.settled) ELSE 0 END,
-            turn = CASE WHEN j.settles THEN j.turn ELSE u.turn END,
-            started = CASE WHEN j.farewell IS NOT NULL THEN false WHEN j.settles THEN j.started ELSE u.started END,
-            stopped = CASE WHEN j.stopped THEN u.last_start <= j.seen ELSE u.stopped END,
-            failed = CASE WHEN j.failed THEN u.last_command <= j.seen ELSE u.failed END,
-            lost = CASE WHEN j.turn_ended OR j.failed THEN 0 ELSE u.lost END,
-            failures = CASE WHEN j.turn_ended THEN 0 ELSE u.failures END + CASE WHEN j.reason = 'failed' THEN 1 ELSE 0 END,
-            agent_status = coalesce(j.agent_status, u.agent_status),
-            open_start = CASE WHEN j.settles AND u.open_start = ANY (j.settled) THEN NULL ELSE u.open_start END,
-            owner = CASE WHEN j.farewell IS NULL THEN u.owner END,
-            owner_node = CASE WHEN j.farewell IS NULL THEN u.owner_node END,
-            owner_address = CASE WHEN j.farewell IS NULL THEN u.owner_address END,
-            owner_since = CASE WHEN j.farewell IS NULL THEN u.owner_since END,
-            token = CASE WHEN j.farewell IS NULL THEN u.token END,
-            released_epoch = CASE WHEN j.farewell IS NULL THEN u.released_epoch ELSE j.epoch END,
-            released_token = CASE WHEN j.farewell IS NULL THEN u.released_token ELSE j.token END,
-            released_digest = CASE WHEN j.farewell IS NULL THEN u.released_digest ELSE j.digest END,
-            not_before = CASE WHEN j.farewell IS NULL THEN u.not_before
-                WHEN j.retry_in_s IS NULL OR u.last_start > j.seen THEN 0 ELSE now + j.retry_in_s END
-        FROM judged j WHERE u.created_no = j.created_no AND j.verdict = 'applied'
-        RETURNING u.created_no, u.head, u.wanted, u.result
-    ), written AS (
-        INSERT INTO events (conversation, seq, epoch, kind, at, body, turn, opens, closes, key, delivery)
-        SELECT d.created_no, d.seq, CASE WHEN d.delivery IS NULL THEN d.epoch END, d.kind, at, d.body::json, d.turn,
-               d.opens::json, d.closes::json, d.key, d.delivery FROM drafts d
-        UNION ALL
-        SELECT j.created_no, j.old_head + j.count + 1, j.epoch, 'released', at, j.farewell::json, NULL, NULL, NULL, NULL, NULL
-        FROM judged j WHERE j.verdict = 'applied' AND j.farewell IS NOT NULL
-    ), recorded AS ( -- the commands of a copied past: their keys stand for them
-        INSERT INTO keys (conversation, key, seq, digest)
-        SELECT d.created_no, d.key, d.seq, d.digest FROM drafts d WHERE d.delivery IS NOT NULL
-        ON CONFLICT (conversation, key) DO UPDATE SET seq = excluded.seq, digest = excluded.digest
-    ), kept AS ( -- part by part: the fold moves the seq, a null part keeps its last one
-        INSERT INTO snapshots AS s (conversation, seq, fold, loop_state)
-        SELECT j.created_no, CASE WHEN j.fold IS NULL THEN 0 ELSE j.snapshot_seq END, j.fold::json, j.loop_state::json
-        FROM judged j WHERE j.verdict = 'applied' AND j.snaps
-        ON CONFLICT (conversation) DO UPDATE SET
-            seq = CASE WHEN excluded.fold IS NULL THEN s.seq ELSE excluded.seq END,
-            fold = coalesce(excluded.fold, s.fold), loop_state = coalesce(excluded.loop_state, s.loop_state)
-    ), refused AS MATERIALIZED (
-        SELECT refuse(j.created_no, j.incarnation, j.epoch, j.token,
-                      CASE WHEN j.farewell IS NULL THEN 'append' ELSE 'release' END, at, refusals_kept), j.item
-        FROM judged j WHERE j.verdict = 'fenced'
-    )
-    SELECT j.item,
-        CASE j.verdict WHEN 'applied' THEN CASE WHEN j.farewell IS NULL THEN 'appended' ELSE 'released' END
-            WHEN 'released again' THEN 'released' WHEN 'unknown' THEN 'fenced' ELSE j.verdict END,
-        CASE j.verdict
-            WHEN 'applied' THEN CASE WHEN j.farewell IS NULL THEN m.result
-                ELSE json_build_array(m.wanted, m.head, false)::text END
-            WHEN 'repeated' THEN (j.before).result
-            WHEN 'released again' THEN json_build_array((j.before).wanted, (j.before).head, true)::text
-            WHEN 'large' THEN j.large END,
-        m.wanted,
-        CASE WHEN j.verdict = 'fenced' THEN shown(j.before, now) END
-    FROM judged j LEFT JOIN moved m USING (created_no) LEFT JOIN refused r ON r.item = j.item;
+            ELSE 'applied' END;
+        now := store_now(clock); at := time_of_day(clock);
+        IF verdict = 'fenced' THEN
+            PERFORM refuse(c.created_no, q.incarnation, q.epoch, q.token,
+                CASE WHEN q.farewell IS NULL THEN 'append' ELSE 'release' END, at, refusals_kept);
+            RETURN NEXT (q.item, 'fenced', NULL, NULL, shown(c, now))::answer;
+            CONTINUE;
+        ELSIF verdict = 'released again' THEN
+            RETURN NEXT (q.item, 'released', json_build_array(c.wanted, c.head, true)::text, NULL, NULL)::answer;
+            CONTINUE;
+        ELSIF verdict <> 'applied' THEN
+            RETURN NEXT (q.item, verdict, CASE WHEN verdict = 'large' THEN q.large ELSE c.result END, NULL, NULL)::answer;
+            CONTINUE;
+        END IF;
+
+        first := c.head + 1;
+        c.head := c.head + q.count; c.number := q.number; c.digest := q.digest;
+        c.result := json_build_array(first, q.count, c.head, c.last_command, at)::text;
+        IF q.count > 0 THEN c.updated_at := at; END IF;
+        IF q.settles THEN
+            c.wanted := q.runnable OR c.last_command > q.seen;
+            c.unsettled := c.unsettled - cardinality(q.settled);
+            c.turn := q.turn_state; c.started := q.started;
+            c.agent_status := coalesce(q.agent_status, c.agent_status);
+            IF c.open_start = ANY (q.settled) THEN c.open_start := NULL; END IF;
+            IF q.stopped THEN c.stopped := c.last_start <= q.seen; END IF;
+            IF q.failed THEN c.failed := c.last_command <= q.seen; END IF;
+            IF q.turn_ended THEN c.failures := 0; END IF;
+            IF q.turn_ended OR q.failed THEN c.lost := 0; END IF;
+        END IF;
+        IF q.farewell IS NOT NULL THEN
+            c.head := c.head + 1; c.updated_at := at; c.started := false;
+            c.not_before := CASE WHEN q.retry_in_s IS NULL OR c.last_start > q.seen THEN 0 ELSE now + q.retry_in_s END;
+            c.released_epoch := q.epoch; c.released_token := q.token; c.released_digest := q.digest;
+            c.owner := NULL; c.owner_node := NULL; c.owner_address := NULL; c.owner_since := NULL; c.token := NULL;
+            IF q.reason = 'failed' THEN c.failures := c.failures + 1; END IF;
+        END IF;
+        IF q.settles OR q.farewell IS NOT NULL THEN
+            UPDATE conversations u SET
+                head = c.head, updated_at = c.updated_at, number = c.number, digest = c.digest, result = c.result,
+                wanted = c.wanted, unsettled = c.unsettled, turn = c.turn, started = c.started, stopped = c.stopped,
+                failed = c.failed, lost = c.lost, failures = c.failures, agent_status = c.agent_status,
+                open_start = c.open_start, not_before = c.not_before, owner = c.owner, owner_node = c.owner_node,
+                owner_address = c.owner_address, owner_since = c.owner_since, token = c.token,
+                released_epoch = c.released_epoch, released_token = c.released_token, released_digest = c.released_digest
+            WHERE u.created_no = c.created_no;
+        ELSE
+            UPDATE conversations u SET
+                head = c.head, updated_at = c.updated_at, number = c.number, digest = c.digest, result = c.result
+            WHERE u.created_no = c.created_no;
+        END IF;
+        IF q.kind IS NOT NULL THEN
+            INSERT INTO events (conversation, seq, epoch, kind, at, body, turn)
+            VALUES (c.created_no, first, q.epoch, q.kind, at, q.body::json, q.turn);
+        ELSIF q.count > 0 THEN
+            PERFORM write_drafts(c.created_no, first, q.epoch, at, q.drafts, q.recorded);
+        END IF;
+        IF q.farewell IS NOT NULL THEN
+            INSERT INTO events (conversation, seq, epoch, kind, at, body)
+            VALUES (c.created_no, c.head, q.epoch, 'released', at, q.farewell::json);
+        END IF;
+        IF q.snaps THEN
+            PERFORM keep_snapshot(c.created_no, q.snapshot_seq, q.fold::json, q.loop_state::json);
+        END IF;
+        RETURN NEXT (q.item, CASE WHEN q.farewell IS NULL THEN 'appended' ELSE 'released' END,
+            CASE WHEN q.farewell IS NULL THEN c.result ELSE json_build_array(c.wanted, c.head, false)::text END,
+            c.wanted, NULL)::answer;
+    END LOOP;
 END $$;
+
+-- The events of a batch, from `first` on. `recorded`: those with a delivery are the commands of a copied past, whose keys stand for
+-- them.
+CREATE FUNCTION write_drafts(of bigint, first bigint, of_epoch bigint, at float8, drafts json, recorded boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO events (conversation, seq, epoch, kind, at, body, turn, opens, closes, key, delivery)
+    SELECT of, first + d.n - 1, CASE WHEN d.delivery IS NULL THEN of_epoch END, d.kind, at, d.body::json, d.turn, d.opens::json,
+        d.closes::json, d.key, d.delivery
+    FROM ROWS FROM (json_to_recordset(drafts) AS (
+            kind text, body text, turn text, opens text, closes text, key text, delivery text))
+        WITH ORDINALITY AS d(kind, body, turn, opens, closes, key, delivery, n);
+    IF recorded THEN
+        INSERT INTO keys (conversation, key, seq, digest)
+        SELECT of, d.key, first + d.n - 1, d.digest
+        FROM ROWS FROM (json_to_recordset(drafts) AS (key text, delivery text, digest text))
+            WITH ORDINALITY AS d(key, delivery, digest, n)
+        WHERE d.delivery IS NOT NULL
+        ON CONFLICT ON CONSTRAINT keys_pkey DO UPDATE SET seq = excluded.seq, digest = excluded.digest;
+    END IF;
+END $$;
+
+-- Part by part: the fold moves the seq, a null part keeps its last one.
+CREATE FUNCTION keep_snapshot(of bigint, of_seq bigint, new_fold json, new_state json) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO snapshots AS s (conversation, seq, fold, loop_state)
+    VALUES (of, CASE WHEN new_fold IS NULL THEN 0 ELSE of_seq END, new_fold, new_state)
+    ON CONFLICT (conversation) DO UPDATE SET
+        seq = CASE WHEN excluded.fold IS NULL THEN s.seq ELSE excluded.seq END,
+        fold = coalesce(excluded.fold, s.fold), loop_state = coalesce(excluded.loop_state, s.loop_state)
+$$;

@@ -3,16 +3,20 @@
 CREATE FUNCTION submit(requests json, clock float8[], patient boolean, most_unsettled integer) RETURNS SETOF answer
 LANGUAGE plpgsql AS $$
 DECLARE
-    q record; taken record; asked creation; c conversations; known record; state text; reason text;
+    q record; asked creation; c conversations; known record; state text; reason text;
     at float8; now float8; created boolean; seq bigint;
 BEGIN
     FOR q IN SELECT * FROM json_to_recordset(requests) AS r(
         item integer, id text, kind text, body text, key text, delivery text, digest text, creates boolean, creation json
     ) ORDER BY r.id COLLATE "C", r.item LOOP
-        SELECT t.state, t.c INTO taken FROM take(q.id, patient) t;
-        state := taken.state; c := taken.c;
+        IF patient THEN
+            SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE;
+        ELSE
+            SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE SKIP LOCKED;
+        END IF;
+        state := CASE WHEN FOUND THEN 'found' WHEN is_there(q.id, patient) THEN 'busy' ELSE 'none' END;
         now := store_now(clock); at := time_of_day(clock); created := false;
-        asked := CASE WHEN q.creates THEN json_populate_record(NULL::creation, q.creation) END;
+        IF q.creates THEN asked := json_populate_record(NULL::creation, q.creation); END IF;
         IF state = 'none' AND NOT q.creates THEN
             RETURN NEXT (q.item, 'unknown', NULL, NULL, NULL)::answer; CONTINUE;
         ELSIF state = 'none' AND asked.large IS NOT NULL THEN
@@ -53,15 +57,16 @@ BEGIN
             END IF;
         END IF;
         seq := c.head + 1;
+        c.head := seq; c.last_command := seq; c.unsettled := c.unsettled + 1; c.wanted := true; c.failed := false;
+        c.updated_at := at;
+        IF q.kind = 'start' THEN
+            c.stopped := false; c.lost := 0; c.failures := 0; c.not_before := 0; c.last_start := seq; c.open_start := seq;
+        END IF;
         UPDATE conversations u SET
-            head = seq, last_command = seq, unsettled = u.unsettled + 1, wanted = true, failed = false, updated_at = at,
-            stopped = u.stopped AND q.kind <> 'start',
-            lost = CASE WHEN q.kind = 'start' THEN 0 ELSE u.lost END,
-            failures = CASE WHEN q.kind = 'start' THEN 0 ELSE u.failures END,
-            not_before = CASE WHEN q.kind = 'start' THEN 0 ELSE u.not_before END,
-            last_start = CASE WHEN q.kind = 'start' THEN seq ELSE u.last_start END,
-            open_start = CASE WHEN q.kind = 'start' THEN seq ELSE u.open_start END
-        WHERE u.created_no = c.created_no RETURNING * INTO c;
+            head = seq, last_command = seq, unsettled = c.unsettled, wanted = true, failed = false, updated_at = at,
+            stopped = c.stopped, lost = c.lost, failures = c.failures, not_before = c.not_before, last_start = c.last_start,
+            open_start = c.open_start
+        WHERE u.created_no = c.created_no;
         INSERT INTO events (conversation, seq, kind, at, body, key, delivery) VALUES (c.created_no, seq, q.kind, at, q.body::json,
             q.key, CASE WHEN q.kind = 'message' AND c.policy = 'steer' AND c.turn <> 'none' THEN 'now' ELSE q.delivery END);
         INSERT INTO keys (conversation, key, seq, digest) VALUES (c.created_no, q.key, seq, q.digest);
