@@ -217,9 +217,11 @@ class PostgresStore(Store):
         return await self._parts.writes.claim(request)
 
     async def append(self, request: Append) -> AppendResult:
+        self.limits.insist(request)
         return await self._parts.writes.append(request)
 
     async def release(self, request: Release) -> ReleaseResult:
+        self.limits.insist(request.batch)
         return await self._parts.writes.release(request)
 
     async def delete(self, conversation: str, expected_epoch: Epoch, by: str) -> Deleted | Stale | Unknown:
