@@ -1,12 +1,16 @@
 """Export, import and fork over HTTP: nothing is lost on the way, and what is no recording is refused before anything changes."""
 
+import asyncio
+import contextlib
 import json
 
+import httpx
 import pytest
 
 from tenure.conversation import past_of
 from tenure.journal import Event, Policy
 from tenure.server import Bounds
+from tenure.server.watch import read
 
 LINES = {"Content-Type": "application/x-ndjson"}
 
@@ -120,6 +124,45 @@ async def test_a_conversation_that_grows_is_exported_up_to_the_head_of_the_first
     assert lines[0] == told[0] and len(lines) == len(told)
     assert (await read("c1")).record.head > json.loads(lines[0])["head"]
     assert (await imported(http, lines, id="copy")).status_code == 201
+
+
+async def test_more_exports_than_the_node_takes_are_refused_and_room_is_made_again(http, cluster, told, monkeypatch):
+    """Two are under way, held up by the store; a third is told when to come again. One ends, one is left by its reader."""
+    gate = asyncio.Event()
+
+    async def slow(store, conversation, after, *more):
+        if after:
+            await gate.wait()
+        return await read(store, conversation, after, *more)
+
+    monkeypatch.setattr("tenure.server.recordings.CHUNK", 3)
+    monkeypatch.setattr("tenure.server.recordings.read", slow)
+    await cluster.node("small", Bounds(exports=2))
+    url = await cluster.serve("small")
+    async with httpx.AsyncClient(base_url=url, timeout=20) as other, contextlib.AsyncExitStack() as left:
+        for _ in range(2):
+            answer = await left.enter_async_context(other.stream("GET", "/conversations/c1/export"))
+            assert answer.status_code == 200
+        refused = await other.get("/conversations/c1/export")
+        assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (
+            503, "too-many-exports", "1"
+        )  # fmt: skip
+        assert "at most 2" in refused.json()["limit"]
+        await left.aclose()  # both readers leave
+        gate.set()
+
+        async def room():
+            return (await other.get("/conversations/c1/export")).status_code == 200
+
+        await eventually_true(room)
+        for _ in range(3):
+            assert (await other.get("/conversations/c1/export")).text.splitlines() == told
+
+
+async def eventually_true(look):
+    async with asyncio.timeout(20):
+        while not await look():
+            await asyncio.sleep(0.02)
 
 
 def edited(line, **changes):

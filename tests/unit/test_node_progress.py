@@ -8,7 +8,9 @@ from node_support import C, Cluster, Member, Provider, failing, in_virtual_time,
 from tenure.abc import RuntimeFailure
 from tenure.conversation import Status
 from tenure.errors import ProvisioningError, UnknownConversationError
+from tenure.facts import Live, Provisioned
 from tenure.node.progress import KIND, StartInfo
+from tenure.testing.simloop import LoopClock
 
 
 async def for_ever(_: object = None) -> None:
@@ -107,3 +109,19 @@ async def test_nobody_elses_start_is_told(cluster: Cluster):
     node = await cluster.add()
     with pytest.raises(UnknownConversationError):
         await told(node)
+
+
+@in_virtual_time
+async def test_what_took_no_time_that_anybody_can_tell_took_none(cluster: Cluster):
+    """The boot clock is stepped back in the middle of a start, as a debugger or a restored checkpoint does."""
+    boot = asyncio.Event()
+    node = await cluster.add(provider=Provider(at={"provision": lambda _: boot.wait()}), threaded=False)
+    node.starting()
+    await until(lambda: node.provider.did("provision"))
+    assert isinstance(cluster.clock, LoopClock)
+    provisioned = asyncio.ensure_future(node.node.facts.until(Provisioned))
+    live = asyncio.ensure_future(node.node.facts.until(Live))
+    await asyncio.sleep(0.5)
+    cluster.clock.step_boot(-5)
+    boot.set()
+    assert ((await provisioned).took_s, (await live).took_s) == (0, 0)

@@ -168,7 +168,7 @@ class Heartbeat:
             answer = await self._renew(store, beat, nonce, min(self._timing.call_timeout_s, mark - now))
             match answer:
                 case Granted(beat=next_beat):
-                    self._facts.tell(facts.Renewed(self._incarnation, self._clock.boottime() - now))
+                    self._facts.tell(facts.Renewed(self._incarnation, max(0.0, self._clock.boottime() - now)))
                     self._window = window.renewed(first_sent)
                     beat, nonce = next_beat, new_token()
                     due, first_sent = first_sent + self._timing.beat_s, None

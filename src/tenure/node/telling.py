@@ -89,8 +89,12 @@ class Telling:
         """The claim was granted; `began` is when this node set out for it."""
         self._began, self._takeover = began, takeover
         death = None if claim.death is None else claim.death.value
-        took_s = self._clock.boottime() - began
+        took_s = self._since(began)
         self._facts.tell(facts.Claimed(self._conversation, self._epoch, claim.why, death, took_s))
+
+    def _since(self, began: Deadline) -> float:
+        """Seconds since then; none if the boot clock was stepped back meanwhile, as a debugger or a checkpoint does."""
+        return max(0.0, self._clock.boottime() - began)
 
     def claim_read(self, claimed: Event) -> None:
         """Our own claim was read in the journal: a takeover if it names an owner that did not release."""
@@ -111,12 +115,12 @@ class Telling:
 
     def provisioned(self, outcome: str, began: Deadline) -> None:
         """The runtime is there and configured."""
-        took_s = self._clock.boottime() - began
+        took_s = self._since(began)
         self._facts.tell(facts.Provisioned(self._conversation, self._epoch, outcome, took_s))
 
     def live(self) -> None:
         """The loop runs."""
-        took_s = self._clock.boottime() - self._began
+        took_s = self._since(self._began)
         self._facts.tell(facts.Live(self._conversation, self._epoch, took_s, self._takeover))
 
     def start_failed(self, step: str, reason: str, *, permanent: bool) -> None:
@@ -158,7 +162,7 @@ class Telling:
 
     def _end_turn(self, draft: Draft) -> None:
         begun, self._turn = self._turn, None
-        took_s = None if begun is None else self._clock.boottime() - begun[1]
+        took_s = None if begun is None else self._since(begun[1])
         outcome = draft.kind.removeprefix("turn_")
         self._facts.tell(facts.TurnEnded(self._conversation, self._epoch, draft.turn or "", outcome, took_s))
 
@@ -179,6 +183,6 @@ class Telling:
     def _end_call(self, draft: Draft) -> None:
         call = str(draft.body.get("call", ""))
         begun = self._calls.pop(call, None)
-        took_s = None if begun is None else self._clock.boottime() - begun
+        took_s = None if begun is None else self._since(begun)
         outcome = "failed" if draft.body.get("error") is not None else CALL_ENDS[draft.kind]
         self._facts.tell(facts.CallEnded(self._conversation, self._epoch, draft.turn or "", call, outcome, took_s))

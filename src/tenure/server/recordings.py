@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tenure.conversation import Recording
-    from tenure.facts import Facts
     from tenure.journal import Json
     from tenure.node import Node
     from tenure.server.conversations import Conversations
@@ -62,14 +61,25 @@ class Recordings:
         self.store = node.store
         self.conversations = conversations
         self.bounds = bounds
+        self.exporting: set[Lines] = set()
+        """The exports under way; as many as the bounds say."""
 
     async def export(self, conversation: InPath, user_id: ForUser = None) -> Response:
         """The whole journal as JSON lines with checksums, up to the head that the first line names; from any node."""
         first = await read(self.store, conversation, 0, CHUNK, (), user_id)
         sealed = [one.name for one in await self.store.names(conversation)]
-        return Lines(
-            self._lines(conversation, Export(first.record, sealed)), conversation, self.node.facts, self.bounds
-        )
+        self._admit()
+        return Lines(self._lines(conversation, Export(first.record, sealed)), conversation, self)
+
+    def _admit(self) -> None:
+        """:raises Problem: as many exports are under way as this node takes."""
+        most = self.bounds.exports
+        if len(self.exporting) >= most:
+            remedy = "try again in a moment, or ask another node"
+            raise Problem(
+                503, "too-many-exports", "Too many exports", f"this node writes {most} just now; {remedy}",
+                retry_after_s=1, limit=f"at most {most} at a time", remedy=remedy,
+            )  # fmt: skip
 
     async def _lines(self, conversation: str, export: Export) -> AsyncIterator[str]:
         yield export.first()
@@ -213,19 +223,24 @@ class Lines(Response):
 
     media_type = LINES
 
-    def __init__(self, lines: AsyncIterator[str], conversation: str, told: Facts, bounds: Bounds) -> None:
+    def __init__(self, lines: AsyncIterator[str], conversation: str, room: Recordings) -> None:
         name = f'attachment; filename="{conversation}.ndjson"'
         headers = {"Cache-Control": "no-store", "Content-Disposition": name}
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._lines = lines
         self._conversation = conversation
-        self._facts = told
-        self._slow_s = bounds.slow_s
+        self._facts = room.node.facts
+        self._slow_s = room.bounds.slow_s
+        self._under_way = room.exporting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await until_one_ends(self._write(send), reader_leaves(receive))
+        self._under_way.add(self)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await until_one_ends(self._write(send), reader_leaves(receive))
+        finally:
+            self._under_way.discard(self)
 
     async def _write(self, send: Send) -> None:
         try:

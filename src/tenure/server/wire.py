@@ -39,6 +39,8 @@ class Bounds:
     """A reader that takes nothing for this long is cut; it resumes by its cursor."""
     streams: int = 10_000
     """Streams and waiting requests at the same time."""
+    exports: int = 16
+    """Exports at the same time: each holds up to a hundred events, and reads on while it is read."""
 
 
 # --- strings --------------------------------------------------------------------------------------------------------
