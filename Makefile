@@ -30,8 +30,9 @@ fmt: setup  ## format, and fix what ruff can fix
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
-bench: setup  ## measure (ARGS are passed on)
-	@$(PYTHON_IN_VENV) -m tenure bench $(ARGS)
+bench:  ## measure, beside raw floors and peers, into docs/benchmarks (ARGS="--quick --only append --store URL")
+	@sh scripts/setup bench
+	@.tools/bench/bin/python -m tenure bench --out docs/benchmarks $(ARGS)
 
 chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store, SEED=7 FAULTS=1000 STORE=redis)
 	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_SIM_STORE_SEEDS=$$(( ($(SEEDS) + 9) / 10 )) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -552,6 +553,12 @@ CORE_KINDS: Mapping[str, type[Core]] = {cls.kind: cls for cls in Core.__value__.
 TURN_ENDS: frozenset[str] = frozenset({"turn_completed", "turn_failed", "turn_interrupted"})
 
 
+@functools.cache
+def _parts(cls: type[Core]) -> tuple[dataclasses.Field[Any], ...]:
+    """The parts of a body, looked up once for each kind: every event is written and read through them."""
+    return dataclasses.fields(cls)
+
+
 def read_body(event: Event) -> Core | Foreign:
     """The typed body of an event; unknown kinds and commands are :class:`Foreign`, unknown fields are passed over.
 
@@ -561,7 +568,7 @@ def read_body(event: Event) -> Core | Foreign:
     if cls is None:
         return Foreign(event.body)
     parts: dict[str, Any] = {}
-    for part in dataclasses.fields(cls):
+    for part in _parts(cls):
         if part.name in event.body:
             value = event.body[part.name]
             parts[part.name] = tuple(cast("Sequence[int]", value)) if part.name == "commands" else value
@@ -573,7 +580,7 @@ def read_body(event: Event) -> Core | Foreign:
 def draft(body: Core, turn: str | None = None) -> Draft:
     """The draft of a core event; a call's envelope (``opens``, ``closes``) follows from its kind."""
     parts: dict[str, Json] = {}
-    for part in dataclasses.fields(body):
+    for part in _parts(type(body)):
         value = getattr(body, part.name)
         if part.name == "traceparent" and value is None:
             continue  # a journal without traces looks as it always did

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from tenure.cli import commands, copying
 from tenure.cli.asking import asks
+from tenure.cli.bench import bench
 from tenure.cli.doctor import doctor
 from tenure.cli.exits import EXPLAINED, Exit, exit_code, line
 from tenure.cli.restored import restored
@@ -57,7 +58,7 @@ def root(
 ) -> None: ...
 
 
-for here in (serve, demo, doctor, restored):
+for here in (serve, demo, doctor, bench, restored):
     tree.command()(here)
 for asked in (
     commands.send,

@@ -96,6 +96,12 @@ class Claimer:
 
     async def _claim_the_wanted(self) -> int:
         """Up to the free capacity; how many were found that nobody does."""
+        try:
+            return await self._claim_page_by_page()
+        finally:
+            self._means.pace.let_on()
+
+    async def _claim_page_by_page(self) -> int:
         cursor: str | None = None
         found = begun = 0
         while True:
@@ -104,6 +110,8 @@ class Claimer:
             free = [w for w in page.items if not self._poked(w) and w.conversation not in under_way]
             room = self._room()
             found += len(free)
+            if page.cursor is not None and room > len(free):
+                self._means.pace.hold_back()  # more are to be claimed: that first
             if free and room > 0:
                 self._means.rng.shuffle(free)
                 begun += len(free[:room])
@@ -155,7 +163,7 @@ class Claimer:
         ]
         for claim, answer in zip(claims, await self._answers(claims), strict=False):
             if isinstance(answer, Held) and not self._incarnation.given_up:
-                adopt(self._incarnation, answer, claim, began)
+                adopt(self._incarnation, answer, claim, began, paced=True)
 
     async def _answers(self, claims: Sequence[Claim]) -> Sequence[Claimed]:
         failures = 0

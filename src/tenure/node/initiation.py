@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, assert_never, final
 
@@ -338,10 +338,12 @@ def adopt(
     *,
     restarts: bool = False,
     work: Work | None = None,
+    paced: bool = False,
 ) -> Tenure:
     """Enter a granted claim into the table and begin its work; from here on it ends in release or loss.
 
-    `restarts`: it was stopped or had failed, and whoever asked for it wants it to run. An answer that comes after that
+    `restarts`: it was stopped or had failed, and whoever asked for it wants it to run. `paced`: nobody asked for it, it
+    was found, maybe with thousands; see :mod:`tenure.node.pace`. An answer that comes after that
     of a later claim begins nothing.
     """
     means = _means(incarnation)
@@ -358,6 +360,7 @@ def adopt(
         tenure.predecessors = [*before.predecessors, *([before.work] if before.work is not None else [])]
     tenure.leaving = tenure.handing_over = incarnation.draining
     tenure.exclusive = work is not None
+    tenure.paced = paced
     tenure.work = means.tasks.start(hold(tenure, work or serve), f"tenure {conversation_id}@{held.lease.epoch}")
     incarnation.enter(tenure, tenure.work)
     return tenure
@@ -398,7 +401,8 @@ async def serve(tenure: Tenure) -> Reason | Literal[Then.ABANDON] | Provisioning
         await succeed(tenure)
         if tenure.restarts:
             await tenure.submit(Command("start", {}, f"start-{tenure.lease.token}", Delivery.NOW))
-        todo = await fold_and_settle(tenure)
+        async with tenure.means.pace.passed() if tenure.paced else nullcontext():
+            todo = await fold_and_settle(tenure)
         agent = tenure.means.agents.get(tenure.record.agent)
         if todo.then is Then.ABANDON:
             return todo.then

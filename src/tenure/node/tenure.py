@@ -34,6 +34,7 @@ from tenure.journal import CORE_COMMANDS, TURN_ENDS, Claimed
 from tenure.lease import TenureState
 from tenure.node.activity import Activity
 from tenure.node.credentials import Credentials
+from tenure.node.pace import Pace
 from tenure.node.progress import Progress
 from tenure.node.tasks import Tasks, settled
 from tenure.node.telling import Telling
@@ -86,6 +87,8 @@ class Means:
     """What conversations may ask this node for."""
     veil: Veil = field(default_factory=Veil)
     """What this process's logs must not show."""
+    pace: Pace = field(default_factory=Pace)
+    """What a sweep claimed begins a few at a time."""
     activity: Activity = field(default_factory=Activity)
     """What people are told of the last hour."""
 
@@ -118,6 +121,8 @@ class Tenure:
         """It was stopped, or had failed for good, when it was claimed, and whoever asked for it wants it to run."""
         self.exclusive = False
         """Held for a loop that is none of the node's."""
+        self.paced = False
+        """Claimed by a sweep, maybe with thousands: it begins in its turn."""
         self.leaving = False
         """No new turn: release when the open one has ended."""
         self.handing_over = False

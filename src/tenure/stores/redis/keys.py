@@ -97,8 +97,11 @@ class Keyspace:
     def conversation(self, id: str) -> ConversationKeys:
         """The keys of a conversation, which need not exist."""
         partition = self.partitions[binascii.crc32(id.encode()) % len(self.partitions)]
-        names = ("conversation_lock", "journal", "epochs", "keys", "snapshot", "vault", "refusals")
-        return ConversationKeys(partition, *(self._of(partition.tag, f"{id}:{name}") for name in names))
+        begin = self._of(partition.tag, f"{id}:")
+        return ConversationKeys(
+            partition, f"{begin}conversation_lock", f"{begin}journal", f"{begin}epochs", f"{begin}keys",
+            f"{begin}snapshot", f"{begin}vault", f"{begin}refusals",
+        )  # fmt: skip
 
     def node(self, incarnation: str) -> str:
         """The key that a heartbeat renews."""

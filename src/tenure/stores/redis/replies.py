@@ -15,6 +15,7 @@ from tenure.lease import Epoch, IncarnationId, Lease, Token
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tenure.journal import JsonObject
     from tenure.stores.redis.link import Reply
 
 MICROSECONDS = 1_000_000
@@ -31,13 +32,24 @@ def instant(milliseconds: str | bytes) -> Instant:
     return Instant(int(milliseconds) / MILLISECONDS)
 
 
+_POLICIES: dict[str, Policy] = {one.value: one for one in Policy}
+_TURNS: dict[str, TurnState] = {one.value: one for one in TurnState}
+
+
+def _object(text: str | None) -> JsonObject:
+    """Most conversations have none."""
+    return {} if text is None or text == "{}" else json.loads(text)
+
+
 def record_of(shown: Sequence[Reply]) -> Record:
-    """The record out of what ``shown`` of ``lua/shared/record.lua`` answers: the store's now, then the hash."""
+    """The record out of what ``shown`` of ``lua/shared/record.lua`` answers: the store's now, then the hash, in which what is 0 or
+    false is not there."""
     now, flat = shown
     hash = _pairs(flat)
+    get = hash.get
 
     def number(field: str) -> int:
-        return int(hash.get(field, 0))
+        return int(get(field, 0))
 
     epoch = Epoch(number("epoch"))
     left = number("not_before") - int(now)
@@ -45,10 +57,10 @@ def record_of(shown: Sequence[Reply]) -> Record:
         conversation=hash["conversation"],
         user_id=hash.get("user_id"),
         agent=hash.get("agent", ""),
-        settings=json.loads(hash.get("settings", "{}")),
-        policy=Policy(hash.get("policy", Policy.ENQUEUE)),
+        settings=_object(get("settings")),
+        policy=_POLICIES[get("policy", "enqueue")],
         title=hash.get("title"),
-        metadata=json.loads(hash.get("metadata", "{}")),
+        metadata=_object(get("metadata")),
         version=number("version"),
         epoch=epoch,
         owner=_owner(hash, epoch),
@@ -57,15 +69,15 @@ def record_of(shown: Sequence[Reply]) -> Record:
         last_command=number("last_command"),
         last_start=number("last_start"),
         unsettled=number("unsettled"),
-        turn=TurnState(hash.get("turn", TurnState.NONE)),
-        started=bool(number("started")),
-        wanted=bool(number("wanted")),
+        turn=_TURNS[get("turn", "none")],
+        started=get("started") == "1",
+        wanted=get("wanted") == "1",
         retry_in_s=left / MICROSECONDS if left > 0 and "not_before" in hash else None,
         lost=number("lost"),
         failures=number("failures"),
-        stopped=bool(number("stopped")),
-        failed=bool(number("failed")),
-        deleted=bool(number("deleted")),
+        stopped=get("stopped") == "1",
+        failed=get("failed") == "1",
+        deleted=get("deleted") == "1",
         agent_status=hash.get("agent_status"),
         created_at=instant(hash.get("created_at", "0")),
         updated_at=instant(hash.get("updated_at", "0")),

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from importlib.resources import files
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ class Script:
         self.keys = _names(lists.get("KEYS", ""))
         self.argv = _names(lists.get("ARGV", ""))
         self.includes = _names(lists.get("includes", ""))
+        self._names = frozenset(name.removeprefix("*") for name in (*self.keys, *self.argv))
+        self._keys_in_order, self._argv_in_order = _in_order(self.keys), _in_order(self.argv)
         parts = [(_LUA / "shared" / f"{part}.lua").read_text(encoding="utf-8") for part in self.includes]
         self.text = "\n".join([*parts, own])
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -45,12 +47,11 @@ class Script:
 
         :raises TypeError: one is missing, or there is no such.
         """
-        names = [name.removeprefix("*") for name in (*self.keys, *self.argv)]
-        if given.keys() != set(names):
-            wrong = sorted(given.keys() ^ set(names))
-            raise TypeError(f"{self.name} takes {', '.join(names)}: see {', '.join(wrong)}")
-        keys = _in_order(self.keys, given)
-        return Call(self, (len(keys), *keys, *_in_order(self.argv, given)))
+        if given.keys() != self._names:
+            wrong = sorted(given.keys() ^ self._names)
+            raise TypeError(f"{self.name} takes {', '.join(sorted(self._names))}: see {', '.join(wrong)}")
+        keys = _values(self._keys_in_order, given)
+        return Call(self, (len(keys), *keys, *_values(self._argv_in_order, given)))
 
 
 @final
@@ -77,16 +78,19 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.replace("--", " ").split())
 
 
-def _in_order(names: Sequence[str], given: dict[str, Argument | Rest]) -> list[Argument]:
-    arguments: list[Argument] = []
-    for name in names:
-        value = given[name.removeprefix("*")]
-        if name.startswith("*"):
-            assert not isinstance(value, str | bytes | int), "the rest is a list"
-            arguments.extend(value)
-        else:
-            assert isinstance(value, str | bytes | int), f"{name} is one argument"
-            arguments.append(value)
+def _in_order(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of single arguments, and those behind them that take the rest; found out once, for every call does it."""
+    single = tuple(name for name in names if not name.startswith("*"))
+    assert names[: len(single)] == single, "what takes the rest comes last"
+    return single, tuple(name[1:] for name in names[len(single) :])
+
+
+def _values(order: tuple[tuple[str, ...], tuple[str, ...]], given: dict[str, Any]) -> list[Argument]:
+    single, rest = order
+    arguments: list[Argument] = [given[name] for name in single]
+    for name in rest:
+        assert not isinstance(given[name], str | bytes | int), "the rest is a list"
+        arguments.extend(given[name])
     return arguments
 
 

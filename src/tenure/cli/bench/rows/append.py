@@ -1,0 +1,208 @@
+"""Target 6: the fenced append, beside the same append without a fence, at one writer and at many."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from tenure.cli.bench import peers
+from tenure.cli.bench.places import redis_link
+from tenure.cli.bench.results import Bound, Curve, Figure, Row
+from tenure.cli.bench.sampling import in_turn, median, profiled
+from tenure.cli.bench.stage import hold, names, note, opened, register, waits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tenure.abc import Store
+    from tenure.cli.bench.places import Place
+    from tenure.cli.bench.sampling import Contestant
+    from tenure.cli.bench.stage import Stage
+
+WRITERS = (1, 16, 200)
+TIMED, FILLED = 50, 200
+BODY = "x" * 200
+ASKED = {"redis": {200: 40_000}, "postgres": {16: 6_000, 200: 25_000}, "sqlite": {200: 20_000}}
+
+UNFENCED_LUA = """
+local head = redis.call('HINCRBY', KEYS[1], 'head', 1)
+local now = redis.call('TIME')
+redis.call('XADD', KEYS[2], head .. '-0', 'kind', 'note', 'at', now[1], 'body', ARGV[1])
+redis.call('PUBLISH', KEYS[1], head)
+return head
+"""
+UNFENCED_SQL = """
+WITH moved AS (UPDATE {s}.heads SET head = head + 1 WHERE id = %s RETURNING id, head)
+INSERT INTO {s}.events SELECT id, head, now(), 'note', %s FROM moved
+"""
+
+
+async def measure(stage: Stage) -> Row:
+    """Each store by itself: ours and its floor in turn; then the cost against the length of the history."""
+    row = Row("append")
+    curve: dict[str, list[tuple[float, float]]] = {}
+    for place in stage.places.values():
+        await _on(stage, place, row)
+        curve[place.kind] = await _history(stage, place)
+    row.curves.append(Curve("append.svg", "An append, by the length of the history", "events before it", "ms", curve))
+    for kind, points in curve.items():
+        least, most = min(y for _, y in points), max(y for _, y in points)
+        row.bounds.append(
+            Bound(f"{kind}: constant in the history", f"{least:.2f} to {most:.2f} ms", most < 1.5 * least)
+        )
+    await _peers(stage, row)
+    return row
+
+
+async def _on(stage: Stage, place: Place, row: Row) -> None:
+    floors = {"redis": _redis_floor, "postgres": _postgres_floor, "sqlite": _sqlite_floor}[place.kind]
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(place.space())
+        store = await stack.enter_async_context(opened(url))
+        ours = await _ours(store, place.kind, stage.amount.seconds)
+        floor = await floors(stack, place, stage.amount.seconds)
+        for name, values in (await in_turn(stage.amount.rounds, floor | ours)).items():
+            row.figures.append(Figure.of(name, "floor" if name in floor else "ours", "per s", values))
+        busiest = f"{place.kind}: append, {WRITERS[-1]} writers"
+        row.profiles[busiest] = await profiled(ours[busiest])
+    for count in WRITERS:
+        mine, least = f"{place.kind}: append, {count} writers", f"{place.kind}: unfenced, {count} writers"
+        row.beside(mine, least)
+        if count < WRITERS[-1]:
+            part = row.middle(mine) / row.middle(least)
+            row.bounds.append(Bound(f"{mine} ≥ 90 % of unfenced", f"{part:.0%}", part >= 0.9))
+        if (asked := ASKED[place.kind].get(count)) is not None:
+            found = row.middle(mine)
+            row.bounds.append(Bound(f"{mine} ≥ {asked:,} per s", f"{found:,.0f} per s", found >= asked))
+
+
+async def _ours(store: Store, label: str, seconds: float) -> dict[str, Contestant]:
+    held = await hold(store, await register(store), names(f"{label}-writer", WRITERS[-1]))
+    event = note(len(BODY))
+
+    def by(count: int) -> Contestant:
+        return lambda: _all_at_once([lambda one=one: one.append(event) for one in held[:count]], seconds)
+
+    return {f"{label}: append, {count} writers": by(count) for count in WRITERS}
+
+
+async def _all_at_once(works: list[Callable[[], Awaitable[object]]], seconds: float) -> float:
+    """Each repeated in a task of its own; how often per second one of them gets done."""
+    done, end = 0, time.monotonic() + seconds
+
+    async def repeat(work: Callable[[], Awaitable[object]]) -> None:
+        nonlocal done
+        while time.monotonic() < end:
+            await work()
+            done += 1
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(repeat(work))
+    return done / (time.monotonic() - began)
+
+
+async def _redis_floor(stack: AsyncExitStack, place: Place, seconds: float) -> dict[str, Contestant]:
+    url = await stack.enter_async_context(place.space())
+    link = await stack.enter_async_context(redis_link(url))
+    prefix = url.rpartition("=")[2]
+    (digest,) = await link.ask(("SCRIPT", "LOAD", UNFENCED_LUA))
+
+    def writer(number: int) -> Callable[[], Awaitable[object]]:
+        words = ("EVALSHA", digest, 2, f"{prefix}:h{number}", f"{prefix}:j{number}", BODY)
+        return lambda: link.ask(words)
+
+    writers = [writer(number) for number in range(WRITERS[-1])]
+    return {
+        f"redis: unfenced, {count} writers": lambda count=count: _all_at_once(writers[:count], seconds)
+        for count in WRITERS
+    }
+
+
+async def _postgres_floor(stack: AsyncExitStack, place: Place, seconds: float) -> dict[str, Contestant]:
+    """A connection for each of up to 16 writers; 200 share those 16."""
+    import psycopg
+
+    url = await stack.enter_async_context(place.space())
+    schema, plain = url.rpartition("=")[2], url.partition("?")[0]
+    connect: Any = psycopg.AsyncConnection.connect
+    lines = [await stack.enter_async_context(await connect(plain, autocommit=True)) for _ in range(WRITERS[1])]
+    await lines[0].execute(f"CREATE SCHEMA {schema}")
+    await lines[0].execute(f"CREATE TABLE {schema}.heads (id bigint PRIMARY KEY, head bigint NOT NULL)")
+    await lines[0].execute(
+        f"CREATE TABLE {schema}.events (id bigint, seq bigint, at timestamptz, kind text, body text, PRIMARY KEY (id, seq))"
+    )
+    await lines[0].execute(f"INSERT INTO {schema}.heads SELECT n, 0 FROM generate_series(0, {WRITERS[-1]}) n")
+    statement = UNFENCED_SQL.format(s=schema)
+
+    def writer(number: int) -> Callable[[], Awaitable[object]]:
+        return lambda: lines[number % len(lines)].execute(statement, (number, BODY), prepare=True)
+
+    writers = [writer(number) for number in range(WRITERS[-1])]
+    return {
+        f"postgres: unfenced, {count} writers": lambda count=count: _all_at_once(writers[:count], seconds)
+        for count in WRITERS
+    }
+
+
+async def _sqlite_floor(stack: AsyncExitStack, place: Place, seconds: float) -> dict[str, Contestant]:
+    """Durable transactions of one writer, each of so many rows as there are writers: the best that a group can do."""
+    url = await stack.enter_async_context(place.space())
+    db = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    stack.callback(db.close)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("CREATE TABLE heads (id INTEGER PRIMARY KEY, head INTEGER NOT NULL)")
+    db.execute("CREATE TABLE events (id INTEGER, seq INTEGER, at REAL, kind TEXT, body TEXT, PRIMARY KEY (id, seq))")
+    db.executemany("INSERT INTO heads VALUES (?, 0)", [(number,) for number in range(WRITERS[-1])])
+    heads = itertools.count(1)
+
+    def repeat(count: int) -> float:
+        done, began = 0, time.monotonic()
+        while time.monotonic() < began + seconds:
+            seq = next(heads)
+            db.execute("BEGIN IMMEDIATE")
+            for number in range(count):
+                db.execute("UPDATE heads SET head = head + 1 WHERE id = ?", (number,))
+                db.execute("INSERT INTO events VALUES (?, ?, ?, 'note', ?)", (number, seq, 0.0, BODY))
+            db.execute("COMMIT")
+            done += count
+        return done / (time.monotonic() - began)
+
+    return {
+        f"sqlite: unfenced, {count} writers": lambda count=count: asyncio.to_thread(repeat, count) for count in WRITERS
+    }
+
+
+async def _history(stage: Stage, place: Place) -> list[tuple[float, float]]:
+    """How long one append takes behind ever more events, in milliseconds."""
+    points: list[tuple[float, float]] = []
+    async with place.space() as url, opened(url) as store:
+        (writer,) = await hold(store, await register(store), ["long"])
+        event, length = note(len(BODY)), 0
+        for wanted in stage.amount.history:
+            while length < wanted:
+                many = min(FILLED, wanted - length)
+                await writer.append(*(event for _ in range(many)))
+                length += many
+            took = await waits(lambda: writer.append(event), min(TIMED, stage.amount.single))
+            length += len(took)
+            points.append((wanted, median(took)))
+    return points
+
+
+async def _peers(stage: Stage, row: Row) -> None:
+    async with AsyncExitStack() as stack:
+        urls = {
+            kind: await stack.enter_async_context(place.space())
+            for kind, place in stage.places.items()
+            if kind != "redis"
+        }
+        theirs = await peers.steps(stack, urls.get("postgres"), urls.get("sqlite"), row.missing, stage.amount.seconds)
+        for name, values in (await in_turn(stage.amount.rounds, theirs)).items():
+            row.figures.append(Figure.of(name, "peer", "per s", values))

@@ -1,0 +1,58 @@
+"""Target 8: a node's start, however much is stored."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from tenure.cli.bench.nodes import child_node
+from tenure.cli.bench.results import Bound, Curve, Figure, Row
+from tenure.cli.bench.sampling import in_turn
+from tenure.cli.bench.stage import create, names, opened
+
+if TYPE_CHECKING:
+    from tenure.cli.bench.places import Place
+    from tenure.cli.bench.stage import Stage
+
+NOISE = 1.2
+"""Medians of a few starts on a machine that does other things as well."""
+
+
+async def measure(stage: Stage) -> Row:
+    """Seconds from the birth of the process to its readiness, and its memory then."""
+    row = Row("startup")
+    curve: dict[str, list[tuple[float, float]]] = {}
+    for place in stage.places.values():
+        curve[place.kind] = await _on(stage, place, row)
+    row.curves.append(Curve("startup.svg", "Start of a node", "conversations stored", "s", curve))
+    return row
+
+
+async def _on(stage: Stage, place: Place, row: Row) -> list[tuple[float, float]]:
+    stored = stage.amount.stored if place.kind == "redis" else (stage.amount.stored[0], stage.amount.stored[-1])
+    memory: dict[str, list[float]] = {}
+    async with AsyncExitStack() as stack:
+        urls = {count: await stack.enter_async_context(place.space()) for count in stored}
+        for count, url in urls.items():
+            async with opened(url) as store:
+                await create(store, names("stored", count))
+
+        async def start(name: str, url: str) -> float:
+            began = time.monotonic()
+            async with child_node(url) as node:
+                memory.setdefault(name, []).append(node.resident_bytes / 1e6)
+                return node.told["ready"][None] - began
+
+        by_name = {f"{place.kind}: start, {count:,} stored": url for count, url in urls.items()}
+        found = await in_turn(
+            stage.amount.rounds, {name: (lambda name=name, url=url: start(name, url)) for name, url in by_name.items()}
+        )
+    for name, values in found.items():
+        row.figures.append(Figure.of(name, "ours", "s", values))
+        row.figures.append(Figure.of(name.replace("start", "memory at the start"), "ours", "MB", memory[name]))
+    for what, unit in (("start", "s"), ("memory at the start", "MB")):
+        least, most = (row.middle(f"{place.kind}: {what}, {count:,} stored") for count in (stored[0], stored[-1]))
+        text = f"{place.kind}: {what} with {stored[-1]:,} stored equals that of an empty store"
+        row.bounds.append(Bound(text, f"{most:.2f} {unit} beside {least:.2f} {unit}", most <= NOISE * least))
+    return [(count, row.middle(f"{place.kind}: start, {count:,} stored")) for count in stored]

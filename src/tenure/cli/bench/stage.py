@@ -1,0 +1,195 @@
+"""What the measurements share: how much is measured, where, and conversations by the thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Reason, Release, Submit
+from tenure.cli.bench.sampling import MeasureFailedError
+from tenure.clock import SystemClock
+from tenure.conversation import Settle
+from tenure.journal import Command, Delivery, Draft
+from tenure.lease import UNCLAIMED, IncarnationId, new_incarnation, new_token
+from tenure.stores import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+    from tenure.abc import Store
+    from tenure.cli.bench.places import Kind, Place
+
+AGENT = "bench"
+FAR_S = 3600.0
+TOGETHER = 200
+"""Requests that are handed to a store at once, when what is measured is something else."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is measured. The tiny one only shows that everything runs; its numbers mean nothing."""
+
+    name: str
+    limit_s: float
+    """For a row; a measurement that takes longer hangs."""
+    rounds: int
+    seconds: float
+    """Of each contestant in a round, where it works for a time."""
+    single: int
+    """Operations of a round, where each is timed."""
+    trials: int
+    """Faults of each kind."""
+    held: tuple[int, ...]
+    stored: tuple[int, ...]
+    dead: tuple[int, ...]
+    """Conversations of a dead node."""
+    resident: int
+    history: tuple[int, ...]
+    streams: int
+
+
+FULL = Amount(
+    name="full", limit_s=900, rounds=5, seconds=2.0, single=500, trials=20, held=(0, 1_000, 10_000, 100_000),
+    stored=(0, 1_000, 10_000, 100_000), dead=(10, 1_000, 10_000), resident=10_000, history=(10, 100, 1_000, 10_000),
+    streams=100,
+)  # fmt: skip
+QUICK = Amount(
+    name="quick", limit_s=200, rounds=3, seconds=0.4, single=100, trials=2, held=(0, 1_000, 10_000),
+    stored=(0, 10_000), dead=(10, 1_000), resident=300, history=(10, 100, 1_000), streams=20,
+)  # fmt: skip
+TINY = Amount(
+    name="tiny", limit_s=120, rounds=1, seconds=0.02, single=3, trials=1, held=(0, 5), stored=(0, 5), dead=(3,),
+    resident=5, history=(3, 10), streams=2,
+)  # fmt: skip
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run: the places by kind, and how much is asked of them."""
+
+    places: Mapping[Kind, Place]
+    amount: Amount
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+
+@final
+class Writer:
+    """A held conversation, and the next batch of its journal."""
+
+    def __init__(self, store: Store, held: Held) -> None:
+        self.store = store
+        self.lease = held.lease
+        self._number = 0
+        self._head = held.record.head
+
+    async def append(self, *drafts: Draft, settle: Settle | None = None) -> None:
+        answer = await self.store.append(Append(self.lease, self._number + 1, self._head, drafts, settle))
+        if not isinstance(answer, Appended):
+            raise MeasureFailedError(f"the store answered {answer!r} to an append")
+        self._number += 1
+        self._head = answer.head
+
+    def farewell(self) -> Release:
+        """Its release, as an idle conversation is passivated."""
+        idle = Settle(runnable=False, started=True)
+        return Release(Append(self.lease, self._number + 1, self._head, (), idle), Reason.IDLE)
+
+
+def note(size: int = 200) -> Draft:
+    """An event of about so many bytes."""
+    return Draft("note", {"text": "x" * size})
+
+
+def message(key: str, text: str = "hello") -> Command:
+    return Command("message", {"text": text}, key, Delivery.TURN)
+
+
+def claim(conversation: str, me: IncarnationId, epoch: int = UNCLAIMED, *, create: bool = True) -> Claim:
+    return Claim(
+        conversation, me, new_token(), type(UNCLAIMED)(epoch) if epoch else UNCLAIMED, "bench", "http://bench", "start",
+        create=Creation(default_agent=AGENT) if create else None,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncGenerator[Store]:
+    """The store, open."""
+    async with open_store(url) as store:
+        yield store
+
+
+async def register(store: Store) -> IncarnationId:
+    """A new incarnation that nobody buries for an hour."""
+    me = new_incarnation()
+    about = About("bench", "http://bench", 1_000_000, (AGENT,), SystemClock().now())
+    await store.register(me, about, FAR_S)
+    return me
+
+
+async def hold(store: Store, me: IncarnationId, names: Sequence[str]) -> list[Writer]:
+    """Create and claim conversations."""
+    held: list[Writer] = []
+    for start in range(0, len(names), TOGETHER):
+        for answer in await store.claim_all([claim(name, me) for name in names[start : start + TOGETHER]]):
+            if not isinstance(answer, Held):
+                raise MeasureFailedError(f"the store answered {answer!r} to a claim")
+            held.append(Writer(store, answer))
+    return held
+
+
+async def create(store: Store, names: Sequence[str], *, text: str | None = None) -> None:
+    """Create conversations; with `text`, each with a message that waits."""
+    for start in range(0, len(names), TOGETHER):
+        part = names[start : start + TOGETHER]
+        command = None if text is None else message("first", text)
+        await store.submit_all([Submit(name, command, Creation(agent=AGENT)) for name in part])
+
+
+async def passivate(writers: Sequence[Writer]) -> None:
+    for start in range(0, len(writers), TOGETHER):
+        part = writers[start : start + TOGETHER]
+        await part[0].store.release_all([writer.farewell() for writer in part])
+
+
+async def bury(store: Store, me: IncarnationId) -> float:
+    """The incarnation has died; when, in monotonic seconds."""
+    at = time.monotonic()
+    await store.bury(me, Death.EXITED)
+    return at
+
+
+def names(what: str, count: int) -> list[str]:
+    return [f"{what}-{number}" for number in range(count)]
+
+
+async def rate(work: Callable[[], Awaitable[object]], tasks: int, seconds: float, each: int = 1) -> float:
+    """How often per second `tasks` of them get `work` done, that counts for `each`."""
+    done = 0
+    end = time.monotonic() + seconds
+
+    async def repeat() -> None:
+        nonlocal done
+        while time.monotonic() < end:
+            await work()
+            done += each
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(tasks):
+            group.create_task(repeat())
+    return done / (time.monotonic() - began)
+
+
+async def waits(work: Callable[[], Awaitable[object]], count: int) -> list[float]:
+    """How many milliseconds each of so many took, one after the other."""
+    took: list[float] = []
+    for _ in range(count):
+        before = time.monotonic()
+        await work()
+        took.append((time.monotonic() - before) * 1000)
+    return took
