@@ -1,5 +1,7 @@
 """``--agent [NAME=]LOOP[:TARGET]``: what it finds, and what it says when it finds nothing."""
 
+import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ def test_the_time_of_calls_comes_from_the_settings():
         ("some_bots:generator", "generator is no `async def`"),
         ("some_bots:none", "none cannot take a turn"),
         ("some_bots:two", "two cannot take a turn"),
-        ("openhands", "no loop is called 'openhands'; use function or scripted, or module:function"),
+        ("openshop", "no loop is called 'openshop'; use function, scripted, openhands, or module:function"),
         ("", "no loop is called ''"),
         ("function", "no loop is called 'function'"),
         ("function:", "names no function; write module:function"),
@@ -145,3 +147,19 @@ def test_names_are_judged(specs: list[str], says: str):
     with pytest.raises(InvalidInputError) as refused:
         parse_agents(specs)
     assert refused.value.field == "agent" and says in str(refused.value)
+
+
+@pytest.mark.parametrize("spec", ["openhands", "openhands:my_tools"])
+def test_openhands_without_its_extra_says_what_to_install(spec: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InvalidInputError, match=r"tenure\[openhands\]"):
+        parse_agents([spec])
+
+
+def test_everything_of_ours_imports_without_the_sdk():
+    """And nobody waits for it who does not use it."""
+    told = (
+        "import sys; sys.modules['openhands'] = None; sys.modules['litellm'] = None; import tenure.cli, tenure.server"
+    )
+    modules = "tenure.loops.openhands.live, tenure.loops.openhands.sdk, tenure.loops.openhands.settings"
+    subprocess.run([sys.executable, "-c", f"{told}, tenure.loops.openhands, {modules}"], check=True)

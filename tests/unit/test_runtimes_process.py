@@ -740,3 +740,24 @@ async def test_the_number_of_processes_is_bounded(tmp_path: Path):
     ran = await runtime.run(f"{become} sh -c '{forks}'")
     await provider.discard(SPEC.name)
     assert "all of them" not in ran.stdout and "fork" in ran.stderr, ran
+
+
+@pytest.mark.blocking_ok  # launches as a loop's own thread does
+async def test_what_is_launched_runs_as_commands_do_and_ends_with_the_runtime(
+    provider: ProcessProvider, runtime: ProcessRuntime, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NODES_OWN", "secret of the node")
+    runtime.configure({"TOKEN": "tok-in-no-file"})
+    launcher = runtime.launcher(("/bin/sh",))
+    said = runtime.path / "said"
+    began = subprocess.Popen([launcher, "-c", f'env > "{said}"; echo $$ > pid; exec sleep 60'], cwd=runtime.path)
+    number = await until(lambda: number_in(runtime.path / "pid"))
+    told = said.read_text()
+    assert f"HOME={runtime.path}" in told and "NODES_OWN" not in told and "TOKEN" not in told
+    assert "tok-in-no-file" not in launcher.read_text()
+    await provider.discard(runtime.name)
+    await until(lambda: not alive(number))
+    began.wait()
+    assert not launcher.exists()
+    with pytest.raises(RuntimeFailure, match="discarded"):
+        runtime.launcher(("/bin/sh",))

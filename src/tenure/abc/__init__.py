@@ -19,7 +19,7 @@ from __future__ import annotations
 from tenure.abc.findings import Finding, Verdict, broken, clock_finding, fine, risky
 from tenure.abc.limits import Limits, snapshot_size
 from tenure.abc.loop import AgentFunction, AgentLoop, LiveLoop, Message, Place, Turn
-from tenure.abc.runtime import Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
+from tenure.abc.runtime import Launches, Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
 from tenure.abc.store import Store
 from tenure.abc.values import (
     About,
@@ -96,6 +96,7 @@ __all__ = [
     "Held",
     "Hint",
     "KeyReused",
+    "Launches",
     "Limits",
     "LiveLoop",
     "Load",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
 
@@ -80,6 +80,11 @@ class Turn(Protocol):
         """Whether the conversation is no longer ours. Looks at no store; the fence does."""
         ...
 
+    @property
+    def leaving(self) -> bool:
+        """Whether this node hands the conversation over: a turn that is cancelled now is not ended but goes on elsewhere."""
+        ...
+
     async def history(self, after: int = 0) -> Sequence[Event]:
         """The journal before this turn and after the seq `after`, oldest first."""
         ...
@@ -152,6 +157,18 @@ class Place(Protocol):
 
     def report_status(self, word: str | None) -> None:
         """The loop's own word for its state (``agent_status``); goes out with the next append."""
+        ...
+
+    def credentials(self) -> Mapping[str, str]:
+        """The values of the credentials that the conversation's settings ask for, by name, as the runtime has them now.
+        From any thread. They are masked in all that is journaled; let them go nowhere else."""
+        ...
+
+    def hide(self, values: Iterable[str]) -> None:
+        """Mask these, too, in all that this conversation journals, and in the node's logs.
+
+        :raises ValueError: one of them is no secret: empty, or too long.
+        """
         ...
 
 

@@ -77,6 +77,20 @@ class Runtime(Protocol):
         ...
 
 
+@runtime_checkable
+class Launches(Protocol):
+    """A runtime of this machine in which an agent loop may have long-lived programs of its own, terminals say."""
+
+    def launcher(self, program: Sequence[str]) -> Path:
+        """An executable file that runs `program`, followed by its own arguments, as a command of this runtime: kept apart
+        as commands are, with their environment but without credentials, and ended with the runtime. Blocking; from any
+        thread.
+
+        :raises RuntimeFailure: the runtime was discarded, or the file cannot be written.
+        """
+        ...
+
+
 class RuntimeFailure(Exception):
     """A provider says no, with its own reason. `permanent`: trying again as it is will not help. `step` names where."""
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from tenure.abc import AgentFunction, AgentLoop
     from tenure.config import Config
 
-LOOPS = ("function", "scripted")
+LOOPS = ("function", "scripted", "openhands")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def load_loop(spec: str, config: Config | None = None) -> AgentLoop:
-    """The loop that ``LOOP[:TARGET]`` names: ``scripted``, ``function:module:function``, or, short for the latter,
-    ``module:function`` where `module` is no name of a loop.
+    """The loop that ``LOOP[:TARGET]`` names: ``scripted``, ``openhands`` or ``openhands:MODULE,…`` (which register tools),
+    ``function:module:function``, or, short for the latter, ``module:function`` where `module` is no name of a loop.
 
     :raises InvalidInputError: naming `agent`: no such loop, or its target cannot be loaded.
     """
@@ -28,9 +28,11 @@ def load_loop(spec: str, config: Config | None = None) -> AgentLoop:
         if colon:
             raise InvalidInputError("agent", "scripted takes no target", "write scripted; scripts are settings")
         return scripted_loop(config)
+    if name == "openhands":
+        return openhands_loop([module for module in target.split(",") if module])
     if not colon:
         raise InvalidInputError(
-            "agent", f"no loop is called {spec[:200]!r}", f"use {' or '.join(LOOPS)}, or module:function"
+            "agent", f"no loop is called {spec[:200]!r}", f"use {', '.join(LOOPS)}, or module:function"
         )
     from tenure.loops.function import load
 
@@ -57,6 +59,16 @@ def scripted_loop(config: Config | None = None) -> AgentLoop:
     return FunctionLoop(scripted.agent, check=scripted.check, call_timeout_s=config.call_timeout_s)
 
 
+def openhands_loop(modules: Sequence[str] = ()) -> AgentLoop:
+    """The loop of OpenHands agents; `modules` register tools beyond the SDK's.
+
+    :raises InvalidInputError: naming `agent`: the extra ``tenure[openhands]`` is not installed.
+    """
+    from tenure.loops.openhands import OpenHandsLoop
+
+    return OpenHandsLoop(modules)
+
+
 def parse_agents(specs: Sequence[str], config: Config | None = None) -> dict[str, AgentLoop]:
     """What ``--agent [NAME=]LOOP[:TARGET]`` asks for, by name, in order: the first is a conversation's default.
 
@@ -68,7 +80,7 @@ def parse_agents(specs: Sequence[str], config: Config | None = None) -> dict[str
     for spec in specs:
         name, equals, loop = spec.partition("=")
         if not equals:
-            name, loop = re.split(r"[:.]", spec)[-1], spec
+            name, loop = _own_name(spec), spec
         if not NAME.fullmatch(name):
             raise InvalidInputError(
                 "agent", f"{name[:80]!r} is no name of an agent", "use letters, digits, ., _ and -, at most 64"
@@ -77,3 +89,7 @@ def parse_agents(specs: Sequence[str], config: Config | None = None) -> dict[str
             raise InvalidInputError("agent", f"{name!r} is given twice", f"give one another name: other={loop}")
         agents[name] = load_loop(loop, config)
     return agents
+
+
+def _own_name(spec: str) -> str:
+    return "openhands" if spec.partition(":")[0] == "openhands" else re.split(r"[:.]", spec)[-1]

@@ -76,7 +76,12 @@ class Credentials:
             raise ProvisioningError(self._tenure.conversation_id, STEP, str(error), permanent=True) from None
         if self._tenure.record.agent_status == FAILED_STATUS:
             self._tenure.agent_status = NO_STATUS
-        return self._values()
+        return self.values
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What the runtime knows, by name. From any thread."""
+        return {name: held.secret.reveal() for name, held in dict(self._held).items()}
 
     def insist(self) -> None:
         """Begin nothing new while a credential is dead.
@@ -115,7 +120,7 @@ class Credentials:
         held = self._held[name]
         try:
             fresh = await self._obtain(held.asked)
-            values = {**self._values(), name: fresh.secret.reveal()}
+            values = {**self.values, name: fresh.secret.reveal()}
             async with asyncio.timeout(CONFIGURE_S):
                 await self._tenure.means.provider.configure(runtime, values)
         except CredentialError as error:
@@ -148,9 +153,6 @@ class Credentials:
             self._tenure.agent_status = status
         await self._tenure.append([draft(event)])
         self._tenure.poke()
-
-    def _values(self) -> dict[str, str]:
-        return {name: held.secret.reveal() for name, held in self._held.items()}
 
     def _failure(self, name: str, error: CredentialError) -> ProvisioningError:
         tenure = self._tenure

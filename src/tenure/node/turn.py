@@ -11,9 +11,10 @@ from tenure.abc import Message, TooLarge
 from tenure.errors import InvalidInputError, OwnershipLostError
 from tenure.journal import CORE_COMMANDS, CORE_KINDS, TurnWaiting, canonical, draft
 from tenure.node.reasons import speakable
+from tenure.vault import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tenure.abc import Appended, Runtime, Submit
     from tenure.conversation import OpenTurn
@@ -105,6 +106,10 @@ class LiveTurn:
     def lost(self) -> bool:
         return self._tenure.lost or not self._open()
 
+    @property
+    def leaving(self) -> bool:
+        return self._tenure.handing_over
+
     def _open(self) -> bool:
         turn = self._tenure.fold.turn
         return turn is not None and turn.id == self._id
@@ -122,9 +127,13 @@ class LiveTurn:
         mine = [replace(d, turn=self._id) for d in drafts]
         result = await self._tenure.append(mine, state, unless=lambda: not self._open())
         self._tenure.insist()  # the process may have been frozen since the store answered
-        if closing:
+        if closing and not self._in_a_call():  # beside another call it goes on: the outcomes of a batch come together
             await self._boundary(closing=False)
         return result
+
+    def _in_a_call(self) -> bool:
+        turn = self._tenure.fold.turn
+        return turn is not None and bool(turn.calls)
 
     async def _boundary(self, closing: bool) -> None:
         """At a hand-over the turn goes no further than its open calls: it waits here to be cancelled."""
@@ -228,3 +237,9 @@ class LivePlace:
         if word is not None and (len(word) > STATUS_CHARS or speakable(word) != word):
             raise InvalidInputError("agent_status", f"must be text of at most {STATUS_CHARS} characters", "shorten it")
         self._tenure.agent_status = word
+
+    def credentials(self) -> Mapping[str, str]:
+        return self._tenure.credentials.values
+
+    def hide(self, values: Iterable[str]) -> None:
+        self._tenure.learn([Secret(value) for value in values])

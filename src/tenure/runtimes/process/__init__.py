@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import threading
 from dataclasses import fields
@@ -44,6 +45,11 @@ NAME_OF_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_CREDENTIALS = ("TENURE_", "LD_")
 """Ours; and what would run code of the workspace before the command is isolated."""
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+LAUNCHER = """#!/bin/sh
+[ -e {mark} ] || exit 126
+exec env -i {environment} TERM="$TERM" PS1="$PS1" PS2="$PS2" PAGER="$PAGER" GIT_PAGER="$GIT_PAGER" {argv} "$@"
+"""
+"""As commands are launched: of a discarded runtime nothing starts, in whatever process."""
 _DISCARDED = "was discarded: another owner has the conversation, or it was released"
 
 __all__ = ["Isolation", "ProcessLimits", "ProcessProvider", "ProcessRuntime", "Wanted"]
@@ -92,7 +98,7 @@ class ProcessRuntime:
             raise InvalidInputError("stdin", f"has {len(data)} bytes, at most {INPUT_LIMIT}", "write it to a file")
         self._insist()
         launched = await Launched.launch(
-            argv, self._place, self._environment(), self._limits.output_bytes, self._isolation
+            argv, self._place, self._environment(self._credentials), self._limits.output_bytes, self._isolation
         )
         try:
             with self._lock:
@@ -130,6 +136,25 @@ class ProcessRuntime:
         self._insist()
         await asyncio.to_thread(files.write, self._place, path, content)
 
+    def launcher(self, program: Sequence[str]) -> Path:
+        """An executable file beside the mark that runs `program` as commands run here, without credentials: those stand
+        in no file. What a terminal sets for its shell comes through.
+
+        :raises RuntimeFailure: the runtime was discarded, or the file cannot be written.
+        """
+        self._insist()
+        environment = " ".join(shlex.quote(f"{name}={value}") for name, value in self._environment({}).items())
+        argv = shlex.join([*self._isolation.prefix, *program])
+        file = self._mark.with_suffix(".sh")
+        draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        try:
+            draft.write_text(LAUNCHER.format(mark=shlex.quote(str(self._mark)), environment=environment, argv=argv))
+            draft.chmod(0o700)
+            draft.replace(file)
+        except OSError as error:
+            raise RuntimeFailure(f"{error.filename or file}: {error.strerror}", step="run") from error
+        return file
+
     def configure(self, credentials: Mapping[str, str]) -> None:
         """Add these to the environment of every command from now on, instead of what was added before."""
         for name, value in credentials.items():
@@ -152,10 +177,10 @@ class ProcessRuntime:
         if self._ended:
             raise RuntimeFailure(f"runtime {self.name} {_DISCARDED}", step="run")
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, credentials: Mapping[str, str]) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         home = {"HOME": str(self._place), MARK: str(self._mark)}
-        return {"PATH": _DEFAULT_PATH, **inherited, **self._credentials, **home}
+        return {"PATH": _DEFAULT_PATH, **inherited, **credentials, **home}
 
 
 @final
@@ -319,6 +344,7 @@ class ProcessProvider(RuntimeProvider):
                 raise RuntimeFailure(f"process {left[0].pid} of runtime {name} does not end", step="discard")
             if workspace is not None:
                 files.remove_tree(self._place(workspace))
+            mark.with_suffix(".sh").unlink(missing_ok=True)
             discarded.unlink(missing_ok=True)
         except OSError as error:
             raise RuntimeFailure(f"{error.filename or name}: {error.strerror}", step="discard") from error

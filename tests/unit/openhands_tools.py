@@ -1,0 +1,55 @@
+"""A tool for tests, known to nodes by ``--agent openhands:openhands_tools``: it leaves a line in a file, and then waits.
+
+``act`` adds ``line`` to ``effects``; where there is ``until``, it returns when that file exists.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from openhands.sdk.tool import Action, DeclaredResources, Observation, ToolDefinition, ToolExecutor, register_tool
+from pydantic import Field
+
+PATIENCE_S = 60.0
+
+
+class ActAction(Action):
+    effects: str = Field(description="the file")
+    line: str = Field(description="what is added to it")
+    until: str = Field(default="", description="the file that is waited for")
+
+
+class ActObservation(Observation):
+    pass
+
+
+class ActExecutor(ToolExecutor[ActAction, ActObservation]):
+    def __call__(self, action: ActAction, conversation: Any = None) -> ActObservation:
+        file = os.open(action.effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(file, f"{action.line}\n".encode())
+        os.close(file)
+        deadline = time.monotonic() + PATIENCE_S
+        while action.until and not Path(action.until).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return ActObservation.from_text(f"did {action.line}")
+
+
+class ActTool(ToolDefinition[ActAction, ActObservation]):
+    def declared_resources(self, action: Action) -> DeclaredResources:
+        return DeclaredResources(keys=(), declared=True)
+
+    @classmethod
+    def create(cls, conv_state: Any = None, **params: Any) -> Sequence[Self]:
+        return [
+            cls(
+                description="Adds a line to a file.",
+                action_type=ActAction,
+                observation_type=ActObservation,
+                executor=ActExecutor(),
+            )
+        ]
+
+
+register_tool("act", ActTool)
