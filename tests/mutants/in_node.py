@@ -51,7 +51,7 @@ Mutation("M81", "rule 1", "node/tenure.py", "the loss is swallowed: a refused ap
          unit("node_tenure", "c1_the_late_write_of_a_loser"))
 Mutation("M82", "rule 11", "node/tenure.py", "a tenure asks nobody whether it may still act",
          "        if self._loss is None and not self.state.ended and self.means.trusts():\n            return\n", "        if self._loss is None and not self.state.ended:\n            return\n",
-         unit("node_tenure", "an_outage_longer_than_the_trust_window"))
+         unit("node_tenure", "who_wakes_from_a_pause_does_nothing"))
 Mutation("M83", "rule 5", "node/tenure.py", "batches go out side by side",
          "        async with self._door:\n            self.insist()\n            if unless", "        if True:\n            self.insist()\n            if unless",
          unit("node_tenure", "one_batch_is_under_way_at_a_time"))
@@ -70,8 +70,8 @@ Mutation("M87", "rule 14", "node/release.py", "a runtime is destroyed before the
 Mutation("M88", "rule 14", "node/reaper.py", "the reaper takes runtimes that nobody retired",
          "if name in state.retired:", "if name:",
          unit("node_reaper", "a_current_runtime_is_never_reaped"))
-Mutation("M89", "rule 7", "node/claimer.py", "what the store calls mine is mine, whichever lease it means",
-         SAME_LEASE, "if tenure is None:",
+Mutation("M89", "rule 7", "node/claimer.py", "what the store calls mine is mine, though the table holds nothing",
+         SAME_LEASE + "\n            return False", "if tenure is None:\n            return wanted.owner == self._incarnation.id",
          unit("node_initiation", "c2_already_mine_but_no_loop_runs_is_found_by_the_sweep"))
 Mutation("M90", "rule 16", "node/claimer.py", "a draining node claims on",
          "if self._incarnation.draining or not self._incarnation.trusts():", "if not self._incarnation.trusts():",

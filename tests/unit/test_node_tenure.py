@@ -348,6 +348,17 @@ async def test_an_outage_shorter_than_the_trust_window_costs_nothing(cluster: Cl
 
 
 @in_virtual_time
+async def test_rule_11_who_wakes_from_a_pause_does_nothing_before_its_heartbeat_has_had_a_word(cluster: Cluster):
+    node = await cluster.add()
+    await node.start()
+    tenure = node.tenure()
+    tenure.insist()
+    cluster.clock.step_boot(3600)
+    with pytest.raises(OwnershipLostError, match="no longer trusted"):
+        tenure.insist()
+
+
+@in_virtual_time
 async def test_an_outage_longer_than_the_trust_window_costs_the_incarnation_and_no_work(cluster: Cluster):
     node = await cluster.add(ttl_s=3)
 

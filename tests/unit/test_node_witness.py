@@ -27,7 +27,7 @@ LONG_S = 3600.0
 """A ttl that is not what buries anything here."""
 
 NODE = """
-import asyncio, sys
+import asyncio, signal, sys
 from tenure.lease import IncarnationId
 from tenure.node.witness import Witness
 
@@ -37,6 +37,12 @@ async def main():
     while witness.pid is None:
         await asyncio.sleep(0.01)
     print(witness.pid, flush=True)
+
+    def close_the_pipe():
+        witness._child.stdin.close()
+        print("closed", flush=True)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, close_the_pipe)
     await keeping
 
 asyncio.run(main())
@@ -72,7 +78,7 @@ def a_node(url: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 async def test_c13_it_buries_at_once_when_the_process_is_killed_and_never_before(tmp_path: Path):
-    """Frozen, or signalled with its whole group, the node is not dead, and its witness stays."""
+    """Frozen, with the pipe to its witness closed, or signalled with its whole group, the node is not dead."""
     url = f"sqlite:///{tmp_path}/tenure.db"
     async with open_store(url) as store:
         await store.register(ME, About("n", "test://n", 1, (), Instant(0.0)), LONG_S)
@@ -86,9 +92,13 @@ async def test_c13_it_buries_at_once_when_the_process_is_killed_and_never_before
             assert os.getsid(witness) != os.getsid(node.pid)
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
                 os.kill(witness, number)
+            os.kill(node.pid, signal.SIGUSR1)
+            assert node.stdout is not None
+            assert await asyncio.to_thread(node.stdout.readline) == "closed\n"
             os.kill(node.pid, signal.SIGSTOP)
             for _ in range(100):  # far longer than a burial takes
                 assert not await buried()
+                await asyncio.sleep(0.01)
             assert running(witness)
             os.killpg(node.pid, signal.SIGKILL)
             async with asyncio.timeout(20):
