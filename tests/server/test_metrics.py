@@ -11,6 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tenure import facts
 from tenure.abc import Death
+from tenure.errors import StoreUnavailableError
+from tenure.node.metrics import Metrics
+from tenure.stores.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = re.compile(r"\btenure_[a-z_]+\b")
@@ -152,3 +155,118 @@ def test_every_way_to_die_has_a_series(death):
     from tenure.node.metrics import ENDS
 
     assert death.value in ENDS
+
+
+# --- each of them moves
+
+
+async def test_what_waits_is_told_by_queue(http, cluster, eventually, monkeypatch):
+    async def depth(queue):
+        return total(await samples(http), "tenure_queue_depth", queue=queue)
+
+    never, publish = asyncio.Event(), cluster.stores["n1"].store.publish
+    cluster.stack.callback(never.set)
+    cluster.stack.callback(cluster.parrot.gate.set)
+
+    async def slow(*args):
+        await never.wait()
+        return await publish(*args)
+
+    monkeypatch.setattr(cluster.stores["n1"].store, "publish", slow)
+    sent = await http.post("/conversations", json={"id": "c1", "message": "delta one two three four"})
+    assert sent.status_code == 201
+    await eventually(lambda: _at_least(depth("deltas"), 3))  # the first is being published
+    for _ in range(2):
+        assert (await http.post("/conversations/c1/messages", json={"text": "later"})).status_code == 202
+    await eventually(lambda: _at_least(depth("commands"), 2))
+    assert {s.labels["queue"] for s in (await samples(http))["tenure_queue_depth"]} == {
+        "commands", "starts", "claims", "copies", "deltas", "store",
+    }  # fmt: skip
+    never.set()
+    cluster.parrot.gate.set()
+    for queue in ("deltas", "commands"):
+        await eventually(lambda queue=queue: _at_most(depth(queue), 0))
+
+
+async def _at_least(depth, least: float) -> bool:
+    return await depth >= least
+
+
+async def _at_most(depth, most: float) -> bool:
+    return await depth <= most
+
+
+async def test_slack_and_sweeps_age_while_the_store_is_away(http, cluster, eventually, monkeypatch):
+    async def fails(*args):
+        raise StoreUnavailableError("no answer")
+
+    before = await samples(http)
+    assert total(before, "tenure_heartbeat_slack_seconds") > 0
+    monkeypatch.setattr(MemoryStore, "renew", fails)
+    cluster.stores["n1"].down = True
+
+    async def aged():
+        now = await samples(http)
+        less = total(now, "tenure_heartbeat_slack_seconds") < total(before, "tenure_heartbeat_slack_seconds")
+        unanswered = total(now, "tenure_renewals_unanswered_total") > 0
+        waits = total(now, "tenure_store_waits_total") > 0
+        return less and unanswered and waits and total(now, "tenure_sweep_age_seconds") > 1
+
+    await eventually(aged)
+    cluster.stores["n1"].down = False
+    monkeypatch.undo()
+
+    async def young():
+        return total(await samples(http), "tenure_sweep_age_seconds") < 1
+
+    await eventually(young)
+
+
+async def test_what_an_outage_refuses_is_counted_too(http, cluster):
+    cluster.stores["n1"].down = True
+    assert (await http.post("/conversations", json={"id": "c1", "message": "hello"})).status_code == 503
+    found = await samples(http)
+    assert total(found, "tenure_commands_received_total") == total(found, "tenure_commands_refused_total") == 1
+    assert total(found, "tenure_commands_refused_total", reason="unavailable") == 1
+
+
+MOVES = {
+    "tenure_commands_received_total": facts.Received("c", "message"),
+    "tenure_commands_accepted_total": facts.Accepted("c", "stop", 1, duplicate=False),
+    "tenure_commands_refused_total": facts.Refused("c", "stop", "a word that nobody knows"),
+    "tenure_claims_total": facts.Claimed("c", 1, "start"),
+    "tenure_takeovers_total": facts.Claimed("c", 2, "takeover", "exited"),
+    "tenure_takeover_seconds_count": facts.Live("c", 2, 0.1, takeover=True),
+    "tenure_conversations_lost_total": facts.Lost("c", 1, "why"),
+    "tenure_releases_total": facts.Released("c", 1, "idle"),
+    "tenure_leases_lost_total": facts.GaveUp("i", "why", 1),
+    "tenure_writes_refused_total": facts.WriteRefused("c", 1, "append"),
+    "tenure_renewal_seconds_count": facts.Renewed("i", 0.1),
+    "tenure_renewals_unanswered_total": facts.RenewalUnanswered("i", "why"),
+    "tenure_turn_seconds_count": facts.TurnEnded("c", 1, "t1", "completed", 0.1),
+    "tenure_call_seconds_count": facts.CallEnded("c", 1, "t1", "t1.look", "finished", 0.1),
+    "tenure_journal_lag_seconds_count": facts.Read("c", "message", 0.1),
+    "tenure_provisionings_total": facts.StartFailed("c", 1, "boot", "why", permanent=True),
+    "tenure_provisioning_seconds_count": facts.Provisioned("c", 1, "attached", 0.1),
+    "tenure_event_loop_stalls_total": facts.LoopBlocked(0.5, "stack"),
+    "tenure_store_waits_total": facts.StoreAwaited("sweep", "why"),
+}
+"""Every counter and histogram, and a fact that moves it."""
+
+
+def test_each_series_is_moved_by_its_fact_and_none_is_left_out():
+    def counted(metrics: Metrics) -> dict[str, float]:
+        families = text_string_to_metric_families(metrics.text().decode())
+        found = {sample.name: 0.0 for family in families for sample in family.samples}
+        for family in text_string_to_metric_families(metrics.text().decode()):
+            for sample in family.samples:
+                found[sample.name] += sample.value
+        return {name: value for name, value in found.items() if name.endswith(("_total", "_count"))}
+
+    assert set(counted(Metrics("n1"))) == set(MOVES)
+    for name, fact in MOVES.items():
+        metrics = Metrics("n1")
+        series = metrics.text().count(b"\n")
+        metrics.hear(fact)
+        assert counted(metrics)[name] == 1, name
+        assert metrics.text().count(b"\n") == series, f"{name} made a series that was not there at zero"

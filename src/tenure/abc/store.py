@@ -91,6 +91,11 @@ class Store(abc.ABC):
         The heartbeat and the witness use one each, in a thread or process of their own.
         """
 
+    @property
+    def under_way(self) -> int:
+        """How many requests wait in this object for their turn or their answer; 0 where nothing ever waits."""
+        return 0
+
     async def examine(self) -> Sequence[Finding]:
         """What there is to fear of this store, for ``tenure doctor``: called before it is opened. Changes nothing.
 

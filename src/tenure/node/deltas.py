@@ -29,6 +29,9 @@ class Deltas:
         self._waiting: deque[JsonObject] = deque(maxlen=BUFFERED)
         self._handed = asyncio.Event()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def hand(self, body: JsonObject) -> None:
         """Take one; the oldest falls out when nobody keeps up. Text joins the text before it."""
         last: JsonObject = self._waiting[-1] if self._waiting else {}

@@ -193,10 +193,13 @@ def of_node(node: Node) -> Metrics:
     )
     gauge(
         "queue_depth",
-        "What waits on this node: commands for their turn, starts and claims for their end.",
+        "What waits on this node, by queue.",
         commands=of_present(lambda i: sum(len(t.fold.queue) for t in list(i.table.values()))),
         starts=of_present(lambda i: len(i.starting)),
         claims=of_present(lambda i: len(i.claiming)),
+        copies=of_present(lambda i: len(i.rehydrating)),
+        deltas=of_present(lambda i: sum(len(t.deltas) for t in list(i.table.values()))),
+        store=lambda: node.store.under_way,
     )
     return metrics
 

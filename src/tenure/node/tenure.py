@@ -42,7 +42,7 @@ from tenure.vault import Allowed, Mask, Veil
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from tenure.abc import AgentLoop, AppendResult, ReleaseResult, Runtime, RuntimeProvider, Store
     from tenure.clock import Clock
@@ -113,6 +113,8 @@ class Tenure:
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True when the loop is live, false if it ended without one; or what went wrong."""
         self.ready.add_done_callback(_retrieve)
+        self.deltas: Sized = ()
+        """What its live loop said and nobody published yet."""
         self.poked = asyncio.Event()
         """Something may have come: look at the journal."""
         self.over = asyncio.Event()

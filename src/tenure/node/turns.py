@@ -46,7 +46,7 @@ class Turns:
         self._tenure = tenure
         self._live = live
         self._timeout_s = agent.turn_timeout_s or tenure.means.config.turn_timeout_s
-        self._deltas = Deltas(tenure)
+        self._deltas = tenure.deltas = Deltas(tenure)
         self._begun: str | None = None
         """The turn that this tenure has started or resumed."""
         self._turn: LiveTurn | None = None

@@ -145,6 +145,8 @@ class Lanes:
         self._loop = asyncio.get_running_loop()
         self._items: deque[Item] = deque()
         self._room = asyncio.Semaphore(QUEUE)
+        self.under_way = 0
+        """Requests that wait for a lane or for their answer."""
         self._idle: list[asyncio.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -164,6 +166,7 @@ class Lanes:
 
     async def _do(self, item: Item) -> Any:
         await self._room.acquire()
+        self.under_way += 1
         try:
             self.put(item)
             return await item.answer
@@ -172,6 +175,7 @@ class Lanes:
                 item.group.leave()
             raise
         finally:
+            self.under_way -= 1
             self._room.release()
 
     def put(self, item: Item) -> None:

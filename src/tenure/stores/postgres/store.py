@@ -107,6 +107,10 @@ class PostgresStore(Store):
         other._is_sibling = True
         return other
 
+    @property
+    def under_way(self) -> int:
+        return 0 if self._opened is None else sum(lanes.under_way for lanes in self._opened.lanes)
+
     async def examine(self) -> Sequence[Finding]:
         link = await self._connect()
         try:

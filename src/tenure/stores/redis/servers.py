@@ -61,6 +61,8 @@ class Servers:
         """Connections that are not used any more, while somebody still waits there."""
         self._connecting: dict[tuple[Endpoint, Lane], asyncio.Lock] = {}
         self._room = asyncio.Semaphore(UNDER_WAY)
+        self.under_way = 0
+        """Requests that wait for a server's answer."""
         self._closed = False
         self.opened = False
         """The store was found fit; from then on a refused login is an outage."""
@@ -131,6 +133,7 @@ class Servers:
         self, endpoint: Endpoint, lane: Lane, commands: Sequence[Command], *, durable: bool = False
     ) -> list[Reply]:
         async with self._room:
+            self.under_way += 1
             try:
                 link = self._links.get((endpoint, lane))
                 if link is None or not link.usable:
@@ -139,6 +142,8 @@ class Servers:
             except StoreUnavailableError:
                 self._map.forget()
                 raise
+            finally:
+                self.under_way -= 1
 
     async def _elsewhere(self, refused: ReplyError) -> Endpoint | None:
         """Where else to ask, once: what ``ASK`` says. ``MOVED`` is for good and corrects the map.

@@ -103,6 +103,10 @@ class RedisStore(Store):
         other._is_sibling = True
         return other
 
+    @property
+    def under_way(self) -> int:
+        return 0 if self._opened is None else self._opened.servers.under_way
+
     async def examine(self) -> Sequence[Finding]:
         servers = Servers(self.address)
         try:

@@ -82,6 +82,8 @@ class Lane[U: Unit]:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(QUEUE)
+        self.under_way = 0
+        """Jobs that wait or are done just now; of the event loop."""
         self._thread = AwaitableThread(name, self._run)
         self._closed = False
         # Below: the thread's own.
@@ -97,8 +99,9 @@ class Lane[U: Unit]:
         :raises StoreUnavailableError: an error of the database; the outcome is unknown.
         """
         await self._room.acquire()
+        self.under_way += 1
         if self._closed:
-            self._room.release()
+            self._leave()
             raise StoreUnavailableError(f"the store {self._path} is closed; nothing was done")
         self._thread.start()
         item = _Item(job, weight, durable, self._loop.create_future())
@@ -206,9 +209,13 @@ class Lane[U: Unit]:
     def _answer(self, answers: list[tuple[_Item, Any]]) -> None:
         self._thread.call_soon(self._hand_out, answers)
 
+    def _leave(self) -> None:
+        self.under_way -= 1
+        self._room.release()
+
     def _hand_out(self, answers: list[tuple[_Item, Any]]) -> None:
         for item, answer in answers:
-            self._room.release()
+            self._leave()
             if item.answer.done():  # cancelled
                 continue
             if isinstance(answer, Exception):

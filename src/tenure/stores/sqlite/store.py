@@ -119,6 +119,10 @@ class SqliteStore(Store):
     def lies_at(self, place: str) -> bool:
         return self._parts.file.lies_at(place)
 
+    @property
+    def under_way(self) -> int:
+        return 0 if self._opened is None else self._opened.writes.under_way + self._opened.views.under_way
+
     async def examine(self) -> Sequence[Finding]:
         return await asyncio.to_thread(examined, self.path)
 
