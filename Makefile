@@ -13,7 +13,7 @@ help:  ## say what the verbs do
 setup:  ## .venv with all groups and extras, as pinned in requirements/all.txt
 	@sh scripts/setup all
 
-demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=redis|url AGENT=module:function)
+demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=redis|postgres|url AGENT=module:function)
 	@sh scripts/setup $(if $(filter-out sqlite%,$(STORE)),all,core)
 	@$(PYTHON_IN_VENV) -m tenure demo $(if $(STORE),--store '$(STORE)') $(if $(AGENT),--agent '$(AGENT)') $(ARGS)
 
@@ -34,7 +34,7 @@ bench:  ## measure, beside raw floors and peers, into docs/benchmarks (ARGS="--q
 	@sh scripts/setup bench
 	@.tools/bench/bin/python -m tenure bench --out docs/benchmarks $(ARGS)
 
-chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store, SEED=7 FAULTS=1000 STORE=redis)
+chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store, SEED=7 FAULTS=1000 STORE=postgres)
 	@TENURE_SIM_SEEDS=$(SEEDS) TENURE_SIM_STORE_SEEDS=$$(( ($(SEEDS) + 9) / 10 )) TENURE_CHAOS_SECONDS=$$(( $(MINUTES) * 60 )) \
 	    TENURE_START_MATRIX=whole \
 	    $(if $(STORE),TENURE_CHAOS_STORE=$(STORE)) \

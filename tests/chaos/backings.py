@@ -104,11 +104,11 @@ class RedisBacking(Backing):
 class PostgresBacking(Backing):
     """A server. What it has answered is on its disk."""
 
-    name = "postgresql"
+    name = "postgres"
 
-    def __init__(self, folder: Path, *, small_disk: bool = False) -> None:
-        super().__init__(folder, small_disk=small_disk)
-        self.server = PostgresServer()
+    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
+        super().__init__(folder, small_disk=small_disk, host=host)
+        self.server = PostgresServer(options={"listen_addresses": f"127.0.0.1,{host}"} if host else None)
 
     @property
     def url(self) -> str:

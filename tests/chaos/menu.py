@@ -51,8 +51,8 @@ class Fault:
 
 
 MENU: dict[str, Fault] = {}
-ALL = ("sqlite", "redis", "postgresql")
-NETWORKED = ("redis", "postgresql")
+ALL = ("sqlite", "redis", "postgres")
+NETWORKED = ("redis", "postgres")
 
 
 def fault(

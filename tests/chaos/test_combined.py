@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from backings import CHOSEN
+from backings import BACKINGS, CHOSEN
 from combined import TTL_S, BrokenError, combined, plan, targets
 from menu import MENU, offered
 from world import world
@@ -86,7 +86,7 @@ async def failed_for_good(store: Store, conversation: str) -> None:
     await store.bury(owner, Death.RETIRED)
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
+@pytest.mark.parametrize("store", list(BACKINGS))
 def test_what_the_drums_draw_follows_from_the_seed_alone(store):
     def drawn(seed: str, target: str) -> list[tuple[float, str, float]]:
         return [(pause, fault.name, hold) for pause, fault, hold in itertools.islice(plan(seed, store, target), 50)]
@@ -96,7 +96,7 @@ def test_what_the_drums_draw_follows_from_the_seed_alone(store):
         assert all(fault.hold[0] * TTL_S <= hold for _, fault, hold in itertools.islice(plan("7", store, target), 50))
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
+@pytest.mark.parametrize("store", list(BACKINGS))
 def test_every_fault_of_the_menu_has_a_drum(store):
     beaten = {fault.name for target in targets(store) for fault in offered(store, target.partition(" ")[0])}
     assert beaten == {fault.name for fault in MENU.values() if store in fault.stores}

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import postgres_servers
 import pytest
 from postgres_servers import eventually
 
-from tenure.abc import Accepted, Appended, Granted, Held, Load, Repeated, Submit, Topic
+from tenure.abc import Accepted, Appended, Duplicate, Granted, Held, Load, Repeated, Submit, Topic
 from tenure.errors import StoreUnavailableError
 from tenure.stores.postgres.link import Link, Statement
 from tenure.testing.postgres import PostgresServer
@@ -91,6 +91,71 @@ async def test_a_silent_server_is_an_unknown_outcome_in_time(server: PostgresSer
         finally:
             server.thaw()
         await hasty.store.nodes()
+
+
+# a session that is ended in mid-flight: before it has written anything, and after the commit, before the answer
+
+WAITING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+STEPS = ["append", "submit", "claim", "renew"]
+
+
+async def asked(stage: Stage, held: Held, step: str) -> Callable[[], Awaitable[object]]:
+    """A request that is repeated unchanged."""
+    store, lease = stage.store, held.lease
+    batch, say = Writer(store, held).batch(note("once")), Submit(lease.conversation, message("k"))
+    claim = stage.claiming(lease.conversation, lease.incarnation, 1)
+    requests: dict[str, Callable[[], Awaitable[object]]] = {
+        "append": lambda: store.append(batch),
+        "submit": lambda: store.submit(say),
+        "claim": lambda: store.claim(claim),
+        "renew": lambda: store.renew(lease.incarnation, 0, "nonce", LONG_S, Load()),
+    }
+    return requests[step]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_session_that_is_ended_in_mid_flight_has_done_nothing(server: PostgresServer, stage: Stage, step: str):
+    held = await _held(stage)
+    repeat = await asked(stage, held, step)
+    schema = stage.store.address.schema  # type: ignore[attr-defined]
+    with server.connect() as session:
+        session.execute("BEGIN")
+        session.execute(f"SELECT FROM {schema}.conversations FOR UPDATE")
+        session.execute(f"SELECT FROM {schema}.nodes FOR UPDATE")
+        under_way = asyncio.ensure_future(repeat())
+        await eventually(
+            lambda: server.ask(WAITING), lambda ended: ended == [(True,)], "one session waits, and is ended"
+        )
+        with pytest.raises(StoreUnavailableError, match="repeat the request unchanged"):
+            await under_way
+        session.execute("ROLLBACK")
+    assert type(await repeat()) in (Appended, Accepted, Held, Granted)
+    kinds = {"append": ["note"], "submit": ["message"], "claim": ["claimed"], "renew": []}[step]
+    assert await stage.kinds(held.lease.conversation) == ["created", "claimed", *kinds], "once"
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_answer_that_is_lost_after_the_commit_is_given_again(
+    stage: Stage, step: str, monkeypatch: pytest.MonkeyPatch
+):
+    held = await _held(stage)
+    repeat = await asked(stage, held, step)
+    run = Link.run
+
+    async def lost(self: Link, *statements: Statement, **how: object) -> None:
+        await run(self, *statements, **how)  # type: ignore[arg-type]
+        await self.close()
+        raise StoreUnavailableError("the connection fell")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "run", lost)
+        with pytest.raises(StoreUnavailableError, match="fell"):
+            await repeat()
+    first = await repeat()
+    assert type(first) in (Repeated, Duplicate, Held, Granted)
+    assert await repeat() == first
+    kinds = {"append": ["note"], "submit": ["message"], "claim": ["claimed"], "renew": []}[step]
+    assert await stage.kinds(held.lease.conversation) == ["created", "claimed", *kinds], "once"
 
 
 # counted

@@ -1,6 +1,6 @@
 """What an entry of the catalogue is: one edit to the product, the rule that it breaks, and the tests that must go red.
 
-The entries stand in ``in_redis.py``, ``in_sqlite.py`` and ``in_node.py``, one per line of the protocol that a plausible
+The entries stand in ``in_redis.py``, ``in_sqlite.py``, ``in_postgres.py`` and ``in_node.py``, one per line of the protocol that a plausible
 implementation might get wrong; writing one down enters it. Edits to the pure rules themselves, which every embedded store
 shares, are in ``tests/conformance/test_mutations.py`` and run with every ``make test``; these here run with ``make mutants``.
 """
@@ -68,4 +68,4 @@ def everything() -> list[Mutation]:
     """The whole catalogue, by id."""
     for file in sorted(Path(__file__).parent.glob("in_*.py")):
         import_module(file.stem)
-    return sorted(Mutation.catalogue, key=lambda mutation: mutation.id)
+    return sorted(Mutation.catalogue, key=lambda mutation: int(mutation.id[1:]))

@@ -25,7 +25,7 @@ def test_an_edit_fits_the_code_as_it_is(mutation: Mutation):
 def test_there_are_enough_and_each_has_its_own_id():
     assert len(MUTATIONS) >= 40
     assert max(Counter(m.id for m in MUTATIONS).values()) == 1
-    assert all(re.fullmatch(r"M\d\d", m.id) for m in MUTATIONS)
+    assert all(re.fullmatch(r"M\d{2,3}", m.id) for m in MUTATIONS)
 
 
 def test_each_is_killed_by_tests_that_exist():

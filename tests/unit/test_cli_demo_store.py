@@ -3,11 +3,12 @@
 import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tenure.cli.demo import own
 from tenure.errors import InvalidInputError
-from tenure.testing import servers
+from tenure.testing import postgres, servers
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -27,6 +28,21 @@ def test_its_own_server_lives_as_long_as_the_demo(tmp_path: Path):
             assert console.say("PING") == b"PONG"
     with pytest.raises(OSError, match="refused"):
         servers.Console(port)
+
+
+def test_its_own_postgres_lives_as_long_as_the_demo(tmp_path: Path):
+    own.check_store("postgres")
+    with own.begun("postgres", tmp_path) as url:
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        psycopg.connect(url)
+
+
+def test_no_postgres_to_start_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(postgres, "postgres_binaries", dict)
+    with pytest.raises(InvalidInputError, match=r"no postgres .* --store postgresql://"):
+        own.check_store("postgres")
 
 
 def test_one_that_is_named_is_taken_as_it_is(tmp_path: Path):

@@ -197,8 +197,12 @@ class PostgresServer:
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """A crash ("immediate"): nothing is written any more, the next start recovers from the log."""
-        self._end(signal.SIGQUIT)
+        """``SIGKILL`` to every process of it: nothing is written any more, the next start recovers from the log."""
+        children = self._children() if self.running else []
+        self._end(signal.SIGKILL)
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def freeze(self) -> None:
         """``SIGSTOP`` to every process of it: connected, and silent."""
@@ -223,11 +227,7 @@ class PostgresServer:
 
     def __exit__(self, *exc: object) -> None:
         if self.running:
-            self.thaw()
-            try:
-                self.kill()
-            except subprocess.TimeoutExpired:
-                self._end(signal.SIGKILL)
+            self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # what is seen of it

@@ -48,7 +48,7 @@ QUICK_LIVE = 4
 @dataclass(frozen=True, slots=True)
 class Options:
     """What ``tenure demo`` is told. `store` is a URL, or the name of one that the demo starts by itself (``sqlite``, also
-    when it is null, and ``redis``): a new one in a temporary folder."""
+    when it is null, ``redis`` and ``postgres``): a new one in a temporary folder."""
 
     store: str | None = None
     agents: tuple[str, ...] = ("scripted",)
