@@ -1,5 +1,6 @@
 """What a PostgreSQL must be before a store opens on it, and how releases come to live on one set of tables."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,21 @@ async def test_who_may_not_log_in_is_told_what_to_correct(server: PostgresServer
 
 
 # what is refused
+
+
+async def test_a_server_that_ends_while_it_is_greeted_is_not_there_for_now():
+    """It answers the question for TLS with an error. Not a refusal, which nobody would repeat."""
+
+    async def goodbye(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        writer.write(b"E\x00\x00\x00\x05\x00")
+        writer.close()
+
+    async with await asyncio.start_server(goodbye, "127.0.0.1") as greeting:
+        port = greeting.sockets[0].getsockname()[1]
+        with pytest.raises(StoreUnavailableError, match="no connection"):
+            async with PostgresStore(f"postgresql://tenure@127.0.0.1:{port}/postgres"):
+                pass
 
 
 async def test_synchronous_commit_is_set_whatever_the_role_says(server: PostgresServer):

@@ -1,5 +1,6 @@
 """What the suite of the store cannot reach through the port: rows that only a damaged or restored store has."""
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,12 @@ def test_who_owns_nothing_is_in_no_owners_list():
     assert rules.listed(row.record, Filters(owner=ME))
     assert not rules.listed(created().record, Filters(owner="n"))
     assert not rules.listed(replace(row.record, deleted=True), Filters())
+
+
+def test_a_record_is_changed_as_dataclasses_would_change_it():
+    row = created()
+    for one, changes in ((row, {"number": 3, "digest": "d"}), (row.record, {"head": 4, "wanted": True})):
+        assert rules.replace(one, **changes) == dataclasses.replace(one, **changes) != one
+    assert row == created(), "the one before stays as it was"
+    with pytest.raises(KeyError):
+        rules.replace(row, nmber=3)

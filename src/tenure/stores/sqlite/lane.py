@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-GROUP = 100
+GROUP = 200
 """How many requests travel in one writing transaction: bounds how long the write lock is held."""
 QUEUE = 2000
 """How many jobs wait for a lane; the next caller waits before the queue."""
