@@ -16,6 +16,7 @@ def opening(which: str) -> Killers:
 
 
 MANY = Killers("tests/conformance/test_postgres_many.py", "in_a_group_each_is_answered_as_if_it_had_come_alone")
+HELD = Killers("tests/conformance/test_postgres_many.py", "a_group_leaves_alone_the_row_that_somebody_holds")
 SQL = "stores/postgres/sql/functions"
 LOCKED = "SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE SKIP LOCKED;"
 
@@ -46,7 +47,7 @@ Mutation("M117", "C6", f"{SQL}/append.sql", "the row is read and not locked",
          locks("c6_an_append_waits_for_a_claim_and_is_fenced"))
 Mutation("M118", "C15", f"{SQL}/append.sql", "a group waits for a row that somebody holds",
          LOCKED, "SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE;",
-         locks("c15_a_row_that_another_session_holds_stops_nobody_else"))
+         HELD)
 Mutation("M119", "C3", f"{SQL}/claim.sql", "a claim compares no epoch",
          "WHEN c.epoch <> q.expected_epoch THEN 'stale'", "WHEN false THEN 'stale'",
          postgres("c3_late_copy_of_a_claim"))
@@ -88,7 +89,7 @@ Mutation("M133", "rule 17", "stores/postgres/lanes.py", "what the function for m
          "            item.plain = False\n            self.put(item)\n", "            _fail(item, StoreUnavailableError('left alone'))\n", MANY)
 Mutation("M134", "C15", f"{SQL}/many.sql", "many wait for a row that somebody holds",
          "ORDER BY c.id FOR UPDATE SKIP LOCKED) l", "ORDER BY c.id FOR UPDATE) l",
-         Killers("tests/conformance/test_postgres_many.py", "many_leave_alone_the_row_that_somebody_holds"))
+         HELD)
 Mutation("M135", "section 5", "stores/postgres/link.py", "a role decides whether commits are durable",
          "WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END", "WHEN 'remote_apply' THEN 'remote_apply' ELSE current_setting('synchronous_commit') END",
          opening("synchronous_commit_is_set_whatever_the_role_says"))
