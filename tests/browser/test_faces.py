@@ -1,5 +1,7 @@
 """How the pages look and feel: by keyboard alone, on a phone, in the dark, before a key, and with hostile content."""
 
+import re
+
 import pytest
 from playwright.async_api import expect
 from stage import beside_the_api, confirm, part
@@ -49,6 +51,17 @@ async def test_conversations_are_filtered_searched_and_paged(pair, watchers):
     await expect(rows).to_have_count(1)
     await page.get_by_label("Search").fill("no such thing")
     await expect(part(page, "empty")).to_have_text("None that fit.")
+
+
+async def test_a_row_tells_its_owner_and_when_the_lease_would_expire(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "held-one")
+    page = await watchers.open(node, "#/conversations?search=held-one")
+    row = part(page, "list").locator(".row")
+    await expect(row).to_have_count(1)
+    await expect(part(row, "owner")).to_have_text(re.compile("^n[12]$"))
+    await expect(part(row, "epoch")).to_have_text("1")
+    await expect(part(row, "expires")).to_have_text(re.compile(r"\d"))
 
 
 async def test_the_overview_tells_nodes_and_the_last_hour(pair, watchers):

@@ -10,8 +10,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure import facts
-from tenure.abc import Death
+from tenure.abc import Creation, Death, Submit
 from tenure.errors import StoreUnavailableError
+from tenure.journal import Command, Delivery
 from tenure.node.metrics import Metrics
 from tenure.stores.memory import MemoryStore
 
@@ -185,6 +186,32 @@ async def test_what_waits_is_told_by_queue(http, cluster, eventually, monkeypatc
     never.set()
     cluster.parrot.gate.set()
     for queue in ("deltas", "commands"):
+        await eventually(lambda queue=queue: _at_most(depth(queue), 0))
+
+
+async def test_starts_and_claims_under_way_are_told(http, cluster, eventually, monkeypatch):
+    """A start that somebody waits for, and a claim that the sweep makes: both while the store does not answer."""
+
+    async def depth(queue):
+        return total(await samples(http), "tenure_queue_depth", queue=queue)
+
+    answers, claim_all = asyncio.Event(), cluster.stores["n1"].store.claim_all
+    cluster.stack.callback(answers.set)
+
+    async def slow(*args):
+        await answers.wait()
+        return await claim_all(*args)
+
+    monkeypatch.setattr(cluster.stores["n1"].store, "claim_all", slow)
+    said = Command("message", {"text": "hello"}, "k", Delivery.TURN)
+    await cluster.stores["n1"].store.submit(Submit("swept", said, Creation(default_agent="parrot")))  # through no node
+    await eventually(lambda: _at_least(depth("claims"), 1))
+    assert (await http.post("/conversations", json={"id": "asked"})).status_code == 201
+    asking = asyncio.ensure_future(http.post("/conversations/asked/start?here=true", json={}))
+    await eventually(lambda: _at_least(depth("starts"), 1))
+    answers.set()
+    assert (await asking).status_code in (200, 202)
+    for queue in ("claims", "starts"):
         await eventually(lambda queue=queue: _at_most(depth(queue), 0))
 
 
