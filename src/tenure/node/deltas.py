@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, final
 
 from tenure import facts
 from tenure.abc import Fenced
+from tenure.journal import JsonObject
 from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
-    from tenure.journal import JsonObject
     from tenure.node.tenure import Tenure
 
 
@@ -22,32 +22,45 @@ PAUSE_S = 0.02
 
 @final
 class Deltas:
-    """A bounded buffer between an agent that streams and a store that publishes."""
+    """A bounded buffer between an agent that streams and a store that publishes. Costs nothing before the first delta:
+    of thousands of conversations that are held, few stream."""
 
     def __init__(self, tenure: Tenure) -> None:
         self._tenure = tenure
-        self._waiting: deque[JsonObject] = deque(maxlen=BUFFERED)
-        self._handed = asyncio.Event()
+        self._closed = False
+        self._stream: tuple[deque[JsonObject], asyncio.Event, asyncio.Task[None]] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def hand(self, body: JsonObject) -> None:
         """Take one; the oldest falls out when nobody keeps up. Text joins the text before it."""
-        last: JsonObject = self._waiting[-1] if self._waiting else {}
+        if self._closed:
+            return
+        waiting, handed, _ = self._stream = self._stream or self._begin()
+        last: JsonObject = waiting[-1] if waiting else {}
         if set(last) == set(body) == {"text"} and len(str(last["text"])) < MERGED_CHARS:
-            self._waiting[-1] = {"text": f"{last['text']}{body['text']}"}
+            waiting[-1] = {"text": f"{last['text']}{body['text']}"}
         else:
-            self._waiting.append(body)
-        self._handed.set()
+            waiting.append(body)
+        handed.set()
 
-    async def publish(self) -> None:
+    def close(self) -> tuple[asyncio.Task[None], ...]:
+        """Take no more; what runs of it, to be ended with the loop."""
+        self._closed = True
+        return () if self._stream is None else (self._stream[2],)
+
+    def _begin(self) -> tuple[deque[JsonObject], asyncio.Event, asyncio.Task[None]]:
+        waiting, handed = deque[JsonObject](maxlen=BUFFERED), asyncio.Event()
+        return waiting, handed, self._tenure.means.tasks.start(self._publish(waiting, handed), "deltas")
+
+    async def _publish(self, waiting: deque[JsonObject], handed: asyncio.Event) -> None:
         """Publish for as long as the loop lives."""
         while True:
-            await self._handed.wait()
-            self._handed.clear()
-            while self._waiting:
-                await self._send(self._waiting.popleft())
+            await handed.wait()
+            handed.clear()
+            while waiting:
+                await self._send(waiting.popleft())
             await asyncio.sleep(PAUSE_S)
 
     async def _send(self, body: JsonObject) -> None:

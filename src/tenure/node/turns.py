@@ -61,12 +61,12 @@ class Turns:
         :raises OwnershipLostError: the tenure is over and cannot be released.
         """
         tenure = self._tenure
-        deltas = tenure.means.tasks.start(self._deltas.publish(), "deltas")
         kept = [tenure.means.tasks.supervise(c.keep, "credentials", 1.0) for c in [tenure.credentials] if c.run_out]
         try:
             return await self._run()
         finally:
-            await self._end(deltas, *kept, *self._asked.values(), *([self._task] if self._task is not None else []))
+            turn = [self._task] if self._task is not None else []
+            await self._end(*self._deltas.close(), *kept, *self._asked.values(), *turn)
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:
         self._tenure.strays.update(tasks)  # at once: this wait may itself be cancelled

@@ -35,15 +35,17 @@ TOLD: Mapping[str, type[facts.Fact]] = {
     "released": facts.Released,
 }
 LOOP_PROBE_S = 0.005
-STAYS = "stay"
+STAYS, WRITES = "stay", "write"
 
 
 async def answer(turn: FunctionTurn) -> None:
-    """The agent: one event for each message; one that says ``stay`` keeps its turn open for ever."""
+    """The agent: one event for each message, ``write N``: so many; one that says ``stay`` keeps its turn open for ever."""
     for message in turn.messages:
         if message.text == STAYS:
             await asyncio.Event().wait()
-        await turn.emit("reply", {"text": f"heard {message.seq}"})
+        word, _, number = message.text.partition(" ")
+        for _ in range(int(number) if word == WRITES else 1):
+            await turn.emit("reply", {"text": f"heard {message.seq}"})
 
 
 @final

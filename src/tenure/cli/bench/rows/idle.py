@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 from tenure.abc import Submit
+from tenure.cli.bench.node_child import WRITES
 from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.results import Bound, Curve, Figure, Row
-from tenure.cli.bench.sampling import quantile
+from tenure.cli.bench.sampling import median, quantile
 from tenure.cli.bench.stage import create, hold, message, names, note, opened, passivate, register
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from tenure.cli.bench.stage import Stage
 
 EVENTS = 100
-WATCHED_S = 3.0
+WATCHED_S = 10.0
 START = 250
+PASSIVATED_S = 1.0
+WAKINGS = 5
 
 
 async def measure(stage: Stage) -> Row:
@@ -32,6 +35,7 @@ async def measure(stage: Stage) -> Row:
     await _resident(stage, redis or next(iter(stage.places.values())), row)
     for place in stage.places.values():
         await _wake(stage, place, row)
+    await _long(stage, redis or next(iter(stage.places.values())), row)
     return row
 
 
@@ -82,6 +86,7 @@ async def _traffic(stage: Stage, place: Place, row: Row) -> None:
     """Commands per second at the server while a node holds so many, and nothing happens."""
     assert place.server is not None
     points: list[tuple[float, float]] = []
+    watched_s = min(WATCHED_S, 20 * stage.amount.seconds)
     for owned in (0, *(100, stage.amount.resident)[: 1 if stage.amount.name == "tiny" else 2]):
         async with place.space() as url, opened(url) as store:
             async with child_node(url, tell="turn", capacity=owned + 100, kill=True) as node:
@@ -90,7 +95,7 @@ async def _traffic(stage: Stage, place: Place, row: Row) -> None:
                 await node.worst_stall_s()
                 place.server.forget_calls()
                 began = time.monotonic()
-                await node.until(lambda began=began: time.monotonic() > began + WATCHED_S, "the watch is over")
+                await node.until(lambda began=began: time.monotonic() > began + watched_s, "the watch is over")
                 calls = {n: c for n, c in place.server.calls().items() if not n.startswith(("config", "info"))}
                 points.append((owned, sum(calls.values()) / (time.monotonic() - began)))
                 stall = await node.worst_stall_s() * 1000
@@ -128,3 +133,28 @@ async def _wake(stage: Stage, place: Place, row: Row) -> None:
         Figure.of_waits(f"{place.kind}: wake-up with {EVENTS} events, to a live loop", "ours", "ms", took)
     )
     row.bounds.append(Bound(f"wake-up < 5 ms on {place.kind}, p50", f"{p50:.1f} ms", p50 < 5))
+
+
+async def _long(stage: Stage, place: Place, row: Row) -> None:
+    """Wake-ups of ever older conversations, whose journal a node has written, snapshots and all."""
+    points: list[tuple[float, float]] = []
+    async with place.space() as url, opened(url) as store:
+        async with child_node(url, tell="live,turn,released", idle_s=PASSIVATED_S) as node:
+            for length in stage.amount.history:
+                name, took = f"old-{length}", list[float]()
+                await create(store, [name], text=f"{WRITES} {length}")
+                for number in range(1, WAKINGS + 1):
+                    await node.until(lambda name=name: name in node.told["released"], "it is passivated")
+                    node.told["released"].pop(name)
+                    began, turns = time.monotonic(), node.counts["turn"]
+                    await store.submit(Submit(name, message(f"wake-{number}")))
+                    await node.until(lambda turns=turns: node.counts["turn"] > turns, "it has answered")
+                    took.append((node.told["live"][name] - began) * 1000)
+                points.append((length, median(took)))
+    row.curves.append(
+        Curve("history.svg", "Wake-up, by the length of the history", "events before it", "ms", {place.kind: points})
+    )
+    least, most = min(y for _, y in points), max(y for _, y in points)
+    row.bounds.append(
+        Bound("wake-up constant in the age of a conversation", f"{least:.1f} to {most:.1f} ms", most < 2 * least)
+    )
