@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 QUEUE = 1000
 """How many hints wait for one follower; then the oldest is dropped and the next one says so."""
 SLICE_S = 0.005
+LAST_WORDS_S = 0.5
+"""How long a store that is closed may take to tell what happened last."""
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 type _Name = tuple[str, str]
@@ -117,10 +119,12 @@ class Hints:
                 self._followers.pop(name, None)
 
     async def close(self) -> None:
-        """End every stream, and the connection."""
+        """End every stream, and the connection. What has happened until now is still told: a witness buries, and ends."""
         for followers in list(self._followers.values()):
             for follower in followers:
                 follower.close()
+        if self._teller is not None:
+            await asyncio.wait([self._teller], timeout=LAST_WORDS_S)
         for task in (self._listener, self._teller):
             if task is not None:
                 task.cancel()

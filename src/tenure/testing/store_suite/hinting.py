@@ -79,6 +79,17 @@ async def a_burial_is_hinted_as_wanted(stage: Stage) -> None:
     await _hinted(stage, WANTED, lambda: stage.store.bury(writer.lease.incarnation, Death.EXITED))
 
 
+async def the_last_that_a_store_did_is_hinted_although_it_is_closed_at_once(stage: Stage) -> None:
+    """As a witness does: it buries its node and ends. A hint that is lost with it costs every takeover a sweep's period."""
+    writer = await stage.owned()
+
+    async def bury_and_close() -> None:
+        async with stage.unopened() as witness:
+            await witness.bury(writer.lease.incarnation, Death.EXITED)
+
+    await _hinted(stage, WANTED, bury_and_close)
+
+
 async def a_request_paper_is_hinted_to_its_node(stage: Stage) -> None:
     incarnation = await stage.node()
     topic = Topic(Topic.NODE, incarnation)
