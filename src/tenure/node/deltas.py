@@ -31,7 +31,7 @@ class Deltas:
         self._stream: tuple[deque[JsonObject], asyncio.Event, asyncio.Task[None]] | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return 0 if self._stream is None else len(self._stream[0])
 
     def hand(self, body: JsonObject) -> None:
         """Take one; the oldest falls out when nobody keeps up. Text joins the text before it."""
