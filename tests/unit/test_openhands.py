@@ -23,6 +23,7 @@ from tenure.testing.model_server import ModelServer
 
 pytestmark = [
     pytest.mark.blocking_ok,  # a conversation has an event loop of its own, in a thread of its own, and blocks it
+    pytest.mark.timeout(300),  # most of it is the import, on machines that do other things, too
     pytest.mark.filterwarnings("ignore"),  # the SDK and its libraries warn of each other
 ]
 C = "11111111-2222-4333-8444-555555555555"

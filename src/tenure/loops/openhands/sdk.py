@@ -7,6 +7,7 @@ The SDK is typed in its own way; what is taken from it is ``Any`` here, and name
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 VERSION: Final = "1.58.0"
 """The release that this is written for and pinned to: it uses seams that move between minor releases."""
+
+NOBODY: Final = "http://127.0.0.1:9/v1"
+"""The port that RFC 863 gives to what throws everything away; a refusal is as good."""
 
 _BEFORE_IMPORT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it asks the internet for prices, and waits where there is none
@@ -79,6 +83,7 @@ def load(modules: Sequence[str] = ()) -> Sdk:
     state = _import("openhands.sdk.conversation.state")
     for name in (*_TOOLS, *modules):
         _import(name)
+    asyncio.run(_warm(sdk))
     return Sdk(
         Agent=sdk.Agent,
         AgentErrorEvent=event.AgentErrorEvent,
@@ -94,6 +99,15 @@ def load(modules: Sequence[str] = ()) -> Sdk:
         default_agent=_import("openhands.tools.preset.default").get_default_agent,
         registered_tools=_import("openhands.sdk.tool.registry").list_registered_tools,
     )
+
+
+async def _warm(sdk: Any) -> None:
+    """Call a model that nobody serves: the first call of a process imports hundreds of modules more, and a node that does
+    so in the midst of its work may lose its lease."""
+    hello = sdk.Message(role="user", content=[sdk.TextContent(text="hello")])
+    model = sdk.LLM(model="openai/warm", base_url=NOBODY, api_key="no-key", num_retries=0, timeout=30)
+    with contextlib.suppress(Exception):
+        await model.agenerate(messages=[hello], tools=[])
 
 
 def _import(name: str) -> Any:
