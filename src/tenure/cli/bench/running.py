@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,4 +118,5 @@ async def _measured(asked: Asked, key: str, there: dict[Any, Place], missing: di
 
 def measure(asked: Asked, say: Callable[[str], None]) -> dict[str, Row]:
     """:func:`run`, for who has no event loop."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as after Ctrl-C: servers and nodes end with the run
     return asyncio.run(run(asked, say))
