@@ -16,9 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+from backings import LONG
 from cryptography.fernet import Fernet
 from world import NODESIDE, World, world
 
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.processes import NodeProcess
 from tenure.testing.servers import RedisServer
 
@@ -48,6 +50,12 @@ def database(kind: str, folder: Path, password: str) -> Iterator[tuple[str, Redi
     if kind == "sqlite":
         yield f"sqlite:///{folder}/canaries.db", None
         return
+    if kind == "postgres":
+        with PostgresServer() as server:
+            (folder / "postgres").symlink_to(server.folder)
+            url = server.url()
+            yield url.replace("@", f":{password}@", 1), None  # it trusts whoever asks; the URL holds one all the same
+        return
     options = {"requirepass": password, "appendonly": "yes", "rdbcompression": "no", "aof-use-rdb-preamble": "no"}
     with RedisServer(folder / "redis", options=options) as server:
         yield server.url(), server
@@ -55,7 +63,8 @@ def database(kind: str, folder: Path, password: str) -> Iterator[tuple[str, Redi
 
 def files_of(folder: Path, but: Path) -> dict[str, bytes]:
     """Every byte below the folder: database, log of writes, workspaces, logs of nodes and servers."""
-    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and but not in p.parents}
+    found = [*folder.rglob("*"), *(folder / "postgres").glob("**/*")]  # a link, which the first does not follow
+    return {str(p): p.read_bytes() for p in found if p.is_file() and but not in p.parents}
 
 
 def processes(nodes: Iterator[NodeProcess]) -> dict[str, bytes]:
@@ -83,7 +92,7 @@ def leaks(written: Mapping[str, bytes], canaries: Mapping[str, str]) -> list[str
     ]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis", *(["postgres"] if LONG else [])])
 async def test_no_canary_is_ever_written(tmp_path: Path, kind: str):
     doors = ("api-key", "env", "file", "vault", "made", "store-password", "node-env", "refused", "bad-settings")
     canaries = {where: canary(where) for where in doors}
@@ -172,7 +181,9 @@ async def test_no_canary_is_ever_written(tmp_path: Path, kind: str):
             found |= {f"{name} at the end": data for name, data in files_of(one.folder, hidden).items()}
     if server is not None:  # its own arguments hold it: that is the server's business, and not ours
         found = {name: data for name, data in found.items() if b"requirepass" not in data}
-    assert any(name.endswith((".db", ".rdb")) for name in found) and any(name.endswith("a.log") for name in found)
+    place = {"sqlite": "/canaries.db", "redis": "/redis/", "postgres": "/pg_wal/"}[kind]
+    assert any(place in name and b"<secret>" in data for name, data in found.items()), "what was written was searched"
+    assert any(name.endswith("a.log") for name in found)
     assert leaks(found, {**canaries, "secret-keys": key}) == []
     log = (one.folder / "a.log").read_text()
     assert "nobody awaits me" in log and "with a traceback" in log, "the logs were written to"
