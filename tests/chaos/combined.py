@@ -351,7 +351,8 @@ class Run:
 
     async def _told_all(self, conversation: str) -> None:
         """Whoever followed has seen all there is, as soon as there is rest."""
-
+        again = await self.one.quiescent({conversation})  # what failed for good meanwhile is asked for anew
+        self.report.given_up += again
         seen, state = self._followed[conversation], ""
 
         async def whole() -> bool:
