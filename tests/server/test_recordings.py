@@ -159,6 +159,50 @@ async def test_more_exports_than_the_node_takes_are_refused_and_room_is_made_aga
             assert (await other.get("/conversations/c1/export")).text.splitlines() == told
 
 
+async def test_more_imports_than_the_node_takes_are_refused_and_room_is_made_again(cluster, told):
+    """Two bodies are under way; a third recording is told when to come again, and is taken when they are through."""
+    await cluster.node("small", Bounds(imports=2))
+    other, whole = await cluster.http("small"), "\n".join(told).encode()
+    started, gate = [asyncio.Event() for _ in range(2)], asyncio.Event()
+
+    async def held(begun):
+        yield whole[:100]
+        begun.set()
+        await gate.wait()
+        yield whole[100:]
+
+    async def bring(id, content):
+        return await other.post("/conversations/import", params={"id": id}, content=content, headers=LINES)
+
+    under_way = [asyncio.create_task(bring(f"held-{at}", held(one))) for at, one in enumerate(started)]
+    await asyncio.gather(*(one.wait() for one in started))
+    refused = await bring("late", whole)
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (
+        503,
+        "too-many-imports",
+        "1",
+    )
+    assert "at most 2" in refused.json()["limit"]
+    for path, body in (("c1/fork", {}), ("", {"replay": {"events": []}})):
+        assert (await other.post(f"/conversations/{path}".rstrip("/"), json=body)).json()["code"] == "too-many-imports"
+    gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [201, 201]
+    assert (await bring("late", whole)).status_code == 201
+
+
+async def test_an_import_whose_body_stops_is_told_so_and_lets_go_of_its_place(cluster, told):
+    await cluster.node("small", Bounds(imports=1, slow_s=0.05))
+    other, whole = await cluster.http("small"), "\n".join(told).encode()
+
+    async def half():
+        yield whole[:100]
+        await asyncio.Event().wait()
+
+    answer = await other.post("/conversations/import", content=half(), headers=LINES)
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (408, "body-too-slow", "body")
+    assert (await imported(other, told, id="whole")).status_code == 201
+
+
 async def eventually_true(look):
     async with asyncio.timeout(20):
         while not await look():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, cast, final
 
 from fastapi import Query, Request, Response
@@ -33,7 +34,7 @@ from tenure.server.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator, Sequence
     from concurrent.futures import Executor
 
     from starlette.types import Receive, Scope, Send
@@ -63,6 +64,8 @@ class Recordings:
         self.bounds = bounds
         self.exporting: set[Lines] = set()
         """The exports under way; as many as the bounds say."""
+        self.coming_in = 0
+        """The imports, replays and forks under way; as many as the bounds say."""
 
     async def export(self, conversation: InPath, user_id: ForUser = None) -> Response:
         """The whole journal as JSON lines with checksums, up to the head that the first line names; from any node."""
@@ -73,13 +76,22 @@ class Recordings:
 
     def _admit(self) -> None:
         """:raises Problem: as many exports are under way as this node takes."""
-        most = self.bounds.exports
-        if len(self.exporting) >= most:
-            remedy = "try again in a moment, or ask another node"
-            raise Problem(
-                503, "too-many-exports", "Too many exports", f"this node writes {most} just now; {remedy}",
-                retry_after_s=1, limit=f"at most {most} at a time", remedy=remedy,
-            )  # fmt: skip
+        if len(self.exporting) >= self.bounds.exports:
+            raise _too_many("exports", "writes", self.bounds.exports)
+
+    @contextmanager
+    def _one_more(self) -> Generator[None]:
+        """Room for one recording that comes in.
+
+        :raises Problem: as many are under way as this node takes.
+        """
+        if self.coming_in >= self.bounds.imports:
+            raise _too_many("imports", "takes in", self.bounds.imports)
+        self.coming_in += 1
+        try:
+            yield
+        finally:
+            self.coming_in -= 1
 
     async def _lines(self, conversation: str, export: Export) -> AsyncIterator[str]:
         yield export.first()
@@ -107,9 +119,10 @@ class Recordings:
                 415, "unsupported-media-type", "The body is no export", f"the content type is {kind[:64]!r}; {remedy}",
                 field="content-type", limit=LINES, remedy=remedy,
             )  # fmt: skip
-        lines = (await self._body(request)).removesuffix(b"\n").split(b"\n")
-        recording = await self._judged(request, lambda: self._read(lines))
-        return await self._copy(recording, id, user_id, key, agent, rerun)
+        with self._one_more():
+            lines = (await self._body(request)).removesuffix(b"\n").split(b"\n")
+            recording = await self._judged(request, lambda: self._read(lines))
+            return await self._copy(recording, id, user_id, key, agent, rerun)
 
     async def replayed(self, request: Request, body: NewConversation, user: str | None, key: str | None) -> Response:
         """``POST /conversations`` with `replay`."""
@@ -122,15 +135,16 @@ class Recordings:
                 )
         if (replay.events is None) == (replay.lines is None):
             raise InvalidInputError("replay", "needs either events or lines", "give one of them")
-        if replay.lines is not None:
-            lines = [json.dumps(line).encode() for line in replay.lines]
-            recording = await self._judged(request, lambda: self._read(lines))
-        else:
-            events, about = replay.events or [], replay.conversation or {}
-            recording = await self._judged(
-                request, lambda: read_events(events, about, event_bytes=self.store.limits.event_bytes)
-            )
-        return await self._copy(recording, body.id, user, key, body.agent, body.rerun, body)
+        with self._one_more():
+            if replay.lines is not None:
+                lines = [json.dumps(line).encode() for line in replay.lines]
+                recording = await self._judged(request, lambda: self._read(lines))
+            else:
+                events, about = replay.events or [], replay.conversation or {}
+                recording = await self._judged(
+                    request, lambda: read_events(events, about, event_bytes=self.store.limits.event_bytes)
+                )
+            return await self._copy(recording, body.id, user, key, body.agent, body.rerun, body)
 
     async def fork(
         self, request: Request, conversation: InPath, body: Fork, user_id: ForUser = None, key: KeyHeader = None
@@ -144,7 +158,6 @@ class Recordings:
         at = record.head if body.at is None else body.at
         if not 1 <= at <= record.head:
             raise InvalidInputError("at", f"must lie in 1 to {record.head}, the head", "name a seq of the journal")
-        lines = await self._journal(conversation, at)
         about: dict[str, Json] = {
             "id": conversation,
             "agent": record.agent,
@@ -152,14 +165,16 @@ class Recordings:
             "title": record.title,
             "metadata": record.metadata,
         }
-        recording = await self._judged(
-            request,
-            lambda: read_events(map(json.loads, lines), about, event_bytes=self.store.limits.event_bytes),
-        )
-        owner = user if user is not None else record.user_id
-        sealed = [one.name for one in await self.store.names(conversation)]
-        key = the_key(body.key, key)
-        return await self._copy(recording, body.id, owner, key, body.agent, body.rerun, body, sealed)
+        with self._one_more():
+            lines = await self._journal(conversation, at)
+            recording = await self._judged(
+                request,
+                lambda: read_events(map(json.loads, lines), about, event_bytes=self.store.limits.event_bytes),
+            )
+            owner = user if user is not None else record.user_id
+            sealed = [one.name for one in await self.store.names(conversation)]
+            key = the_key(body.key, key)
+            return await self._copy(recording, body.id, owner, key, body.agent, body.rerun, body, sealed)
 
     async def _journal(self, conversation: str, at: int) -> list[str]:
         """The events up to `at` as texts, within the limit for a recording."""
@@ -182,12 +197,22 @@ class Recordings:
 
     async def _body(self, request: Request) -> bytes:
         limit = self.bounds.recording_bytes
-        data = bytearray()
-        async for chunk in request.stream():
+        data, chunks = bytearray(), request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(self.bounds.slow_s):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                remedy = "send it again, on a faster line"
+                raise Problem(
+                    408, "body-too-slow", "The body stopped", f"nothing came for {self.bounds.slow_s:g} s; {remedy}",
+                    field="body", limit=f"at most {self.bounds.slow_s:g} s between two parts", remedy=remedy,
+                ) from None  # fmt: skip
+            if chunk is None:
+                return bytes(data)
             data += chunk
             if len(data) > limit:
                 raise too_large("body", f"at most {limit} bytes (the node's `recording_bytes`)")
-        return bytes(data)
 
     async def _judged(self, request: Request, judge: Callable[[], Recording]) -> Recording:
         """In a thread: a long recording takes its time, and the event loop has streams to serve."""
@@ -215,6 +240,14 @@ class Recordings:
         if sealed is not None:
             shape["vault"] = sealed
         return one_reply(201 if done.created else 200, shape)
+
+
+def _too_many(what: str, does: str, most: int) -> Problem:
+    remedy = "try again in a moment, or ask another node"
+    return Problem(
+        503, f"too-many-{what}", f"Too many {what}", f"this node {does} {most} just now; {remedy}",
+        retry_after_s=1, limit=f"at most {most} at a time", remedy=remedy,
+    )  # fmt: skip
 
 
 @final

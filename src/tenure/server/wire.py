@@ -41,6 +41,8 @@ class Bounds:
     """Streams and waiting requests at the same time."""
     exports: int = 16
     """Exports at the same time: each holds up to a hundred events, and reads on while it is read."""
+    imports: int = 4
+    """Imports, replays and forks at the same time: each holds its whole recording until the copy is written."""
 
 
 # --- strings --------------------------------------------------------------------------------------------------------
