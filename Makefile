@@ -41,7 +41,7 @@ chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
 	@$(PYTHON_IN_VENV) tests/chaos/combined.py --minutes $(MINUTES) \
 	    $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
-	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py
+	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py $(if $(STORE),--store $(STORE))
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
 	@$(PYTHON_IN_VENV) -m tenure.testing.model $(ARGS)

@@ -1,11 +1,21 @@
-"""Agents of the real OpenHands SDK on real processes that are killed in every window of a run: ``make chaos``.
+"""Agents of the real OpenHands SDK on real processes whose owner is lost in every window of a run: ``make chaos``.
 
-A *nursery* imports the SDK once and forks nodes, each of which may carry an order to kill itself: ``before:N`` or ``after:N``
-its Nth write to the journal. Others are killed, frozen or told to leave from outside, during a call of the model or while
-three tools run at once. Then a second node appears, and what stands in the journal, what tools have left in a file, and what
-the model was told are compared.
+=====================  ===============================================================================================
+``before:N, after:N``  kill -9 before the owner sends its Nth append, and after its answer; every N of a run
+``model:N``            kill -9 during the Nth call of the model
+``tool:a`` (b, c)      kill -9 while this one of three parallel tools runs, and the two others have returned
+``tools``              kill -9 while all three run
+``freeze:model``       SIGSTOP during the first call of the model; SIGCONT when its successor has done everything
+``freeze:tools``       the same while the three tools run
+``drain:tools``        SIGTERM while the three run; they return during the drain, and their results are kept
+``drain:stuck``        the same; they do not return
+=====================  ===============================================================================================
 
-    .venv/bin/python tests/chaos/agent_crashes.py [--only after:3] [--writes 14]
+First a run without a fault says how many appends there are and what the model is told. Then, in each window, a second node
+appears, and what stands in the journal, what tools have left in a file, and what the model was told are compared: that is
+what it is told without a fault, with an error in place of each result that was cut.
+
+    .venv/bin/python tests/chaos/agent_crashes.py [--store sqlite|redis|postgres|URL] [--only after:3]
 """
 
 from __future__ import annotations
@@ -23,78 +33,44 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "unit")]
+from tenure.abc import Creation, Reading, Submit
+from tenure.cli.demo.own import OWN, begun
+from tenure.conversation import Fold, fold
+from tenure.journal import TURN_ENDS, Command, Delivery, Event
+from tenure.loops.openhands.live import INTERRUPTED
+from tenure.stores import open_store
+from tenure.testing.model_server import ModelServer
+from tenure.testing.processes import free_port
 
+TESTS = Path(__file__).resolve().parents[1]
+NURSERY = TESTS / "chaos" / "nodeside" / "nursery.py"
 PATIENCE_S = 90.0
-CRASH = "AGENT_CRASHES_AT"
-OUTSIDE = ("model:1", "model:2", "tools:1", "tools:2", "tools:3", "freeze", "drain")
+TTL_S = 1.5
+LATENCY_S = 0.5
+WHOLE = "whole"
+TOOLS = ("a", "b", "c")
+OUTSIDE = (
+    *(f"model:{number}" for number in (1, 2, 3)), *(f"tool:{tool}" for tool in TOOLS),
+    "tools", "freeze:model", "freeze:tools", "drain:tools", "drain:stuck",
+)  # fmt: skip
 
-
-# --- the nursery: a process of its own ------------------------------------------------------------------------------
-
-
-def nursery() -> None:
-    """Fork a node for each line of JSON on the standard input; say its number."""
-    from tenure.loops.openhands import sdk
-
-    sdk.load(["openhands_tools"])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if (pid := os.fork()) == 0:
-            _node(order)
-        print(pid, flush=True)
-
-
-def _node(order: dict[str, Any]) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    when, _, count = order["crash"].partition(":")
-    if when in ("before", "after"):
-        _crash(when, int(count))
-    sys.argv = ["tenure", *order["args"]]
-    from tenure.cli import main
-
-    main()
-    os._exit(0)
-
-
-def _crash(when: str, at: int) -> None:
-    from tenure.loops.openhands.store import JournalStore
-
-    write, done = JournalStore.write_blocking, 0
-
-    def counted(self: Any, *given: Any, **named: Any) -> None:
-        nonlocal done
-        done += 1
-        if (when, at) == ("before", done):
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(self, *given, **named)
-        if (when, at) == ("after", done):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    JournalStore.write_blocking = counted  # type: ignore[method-assign]
-
-
-# --- one window -----------------------------------------------------------------------------------------------------
+type Said = list[tuple[str, Any]]
+"""What the model was told, without the system's part: ("user", text), ("assistant", lines of its calls), ("tool", text)."""
 
 
 class Yard:
     """The model, the store, the nursery."""
 
-    def __init__(self, folder: Path, model: Any) -> None:
-        from tenure.stores import open_store
-
-        self.folder, self.model = folder, model
-        self.store = open_store(f"sqlite:///{folder}/tenure.db")
-        python = [sys.executable, __file__, "--nursery"]
-        self.nursery = subprocess.Popen(python, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, folder: Path, url: str, model: ModelServer) -> None:
+        self.folder, self.url, self.model = folder, url, model
+        self.store = open_store(url)
+        self.nursery = subprocess.Popen(
+            [sys.executable, NURSERY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(TESTS / "unit")},
+        )
         self.nodes: list[int] = []
 
     def _answer(self) -> str:
@@ -104,17 +80,21 @@ class Yard:
     async def ready(self) -> None:
         assert await asyncio.to_thread(self._answer) == "ready", "the nursery has imported the SDK"
 
-    async def node(self, name: str, crash: str = "") -> int:
-        from tenure.testing.processes import free_port
-
-        args = ["serve", "--store", f"sqlite:///{self.folder}/tenure.db", "--node", name, "--port", str(free_port())]
-        args += ["--agent", "openhands:openhands_tools", "--ttl-s", "1.5", "--drain-s", "0", "--sweep-s", "0.1"]
+    async def node(self, name: str, die: str = "") -> int:
+        """Start a node; its process id."""
+        args = ["serve", "--store", self.url, "--node", name, "--port", str(free_port())]
+        args += ["--agent", "openhands:openhands_tools", "--workspaces", str(self.folder / "workspaces")]
+        args += ["--ttl-s", f"{TTL_S:g}", "--drain-s", "0", "--sweep-s", "0.1"]
         assert self.nursery.stdin is not None
-        order = {"args": args, "crash": crash, "log": str(self.folder / f"{name}.log")}
-        self.nursery.stdin.write(json.dumps(order) + "\n")
+        files = {"log": str(self.folder / f"{name}.log"), "count": str(self.folder / f"{name}.count")}
+        self.nursery.stdin.write(json.dumps({"args": args, "die": die, **files}) + "\n")
         self.nursery.stdin.flush()
         self.nodes.append(int(await asyncio.to_thread(self._answer)))
         return self.nodes[-1]
+
+    def appends(self, name: str) -> int:
+        """How many a node has sent."""
+        return int((self.folder / f"{name}.count").read_text())
 
     def signal(self, pid: int, what: signal.Signals) -> None:
         try:
@@ -138,119 +118,176 @@ class Window:
 
     def __init__(self, yard: Yard, fate: str) -> None:
         self.yard, self.fate, self.id = yard, fate, str(uuid.uuid4())
+        self.kind, _, self.at = fate.partition(":")
+        self.names = f"first-{fate}", f"second-{fate}"
         self.effects, self.gate = yard.folder / f"{self.id}.effects", yard.folder / f"{self.id}.gate"
         self.first = 0
 
-    async def play(self) -> list[Any]:
-        from tenure.abc import Creation, Submit
-        from tenure.journal import Command, Delivery
-
+    async def play(self) -> list[Event]:
         yard = self.yard
-        asked = len(yard.model.requests)
         self._script()
-        self.first = await yard.node(f"first-{self.fate}", self.fate)
+        self.first = await yard.node(self.names[0], self.fate if self.kind in ("before", "after") else "")
         llm = {"model": "openai/scripted", "base_url": yard.model.url, "num_retries": 0, "api_key": "no-key"}
         settings = {"agent": {"llm": llm, "tools": [{"name": "act"}], "tool_concurrency_limit": 3}}
         create = Creation(agent="openhands", settings=settings, wanted=True)
         message = Command("message", {"text": f"go [script:{self.id}]"}, "k", Delivery.TURN)
         await yard.store.submit(Submit(self.id, message, create))
-        await self._strike(asked)
-        second = await yard.node(f"second-{self.fate}")
+        if self.kind != WHOLE:
+            await self._strike()
+            await yard.node(self.names[1])
         await yard.until(self._ended, f"{self.fate}: the end of the turn")
-        if self.fate == "freeze":
-            yard.signal(self.first, signal.SIGCONT)
+        if self.kind == "freeze":
+            await self._thaw()
         self.gate.touch()
         events = await self._journal()
-        self._judge(events)
-        for pid in (self.first, second):
+        for pid in yard.nodes[-2:]:
             yard.signal(pid, signal.SIGKILL)
         return events
 
     def _script(self) -> None:
-        waits = self.fate.partition(":")[0] in ("tools", "freeze", "drain")
-        until = str(self.gate) if waits else ""
-        calls = [
-            {"name": "act", "arguments": {"effects": str(self.effects), "line": line, "until": until}} for line in "abc"
-        ]
-        one = {"name": "act", "arguments": {"effects": str(self.effects), "line": "d"}}
-        latency = {"latency_s": 0.5} if self.fate.startswith("model") else {}
+        waits = {"tool": {self.at}, "tools": set(TOOLS)}.get(self.fate.partition(":")[0], set())
+        if self.kind == "drain" or self.fate == "freeze:tools":
+            waits = set(TOOLS)
+        latency = {"latency_s": LATENCY_S} if "model" in self.fate else {}
+        calls = [self._call(line, str(self.gate) if line in waits else "") for line in TOOLS]
         self.yard.model.scripts = {
-            self.id: [{"calls": calls, **latency}, {"calls": [one], **latency}, {"text": "That is all."}]
+            self.id: [
+                {"calls": calls, **latency},
+                {"calls": [self._call("d")], **latency},
+                {"text": "Done.", **latency},
+            ]
         }
 
-    async def _strike(self, asked: int) -> None:
+    def _call(self, line: str, until: str = "") -> dict[str, Any]:
+        return {"name": "act", "arguments": {"effects": str(self.effects), "line": line, "until": until}}
+
+    # --- the fault --------------------------------------------------------------------------------------------------
+
+    async def _strike(self) -> None:
         """Wait until the first owner has met its fate."""
-        yard, (kind, _, count) = self.yard, self.fate.partition(":")
-
-        async def in_the_model() -> bool:
-            return len(yard.model.requests) - asked >= int(count)
-
-        async def in_the_tools() -> bool:
-            return len(self.happened()) >= (int(count) if count else 3)
-
-        async def gone() -> bool:
-            return not yard.alive(self.first) or await self._ended()
-
-        match kind:
+        yard = self.yard
+        match self.kind:
             case "model":
-                await yard.until(in_the_model, "a call of the model")
+                await yard.until(self._in_the_model, "a call of the model")
                 yard.signal(self.first, signal.SIGKILL)
-            case "tools":
-                await yard.until(in_the_tools, "tools that run")
+            case "tool" | "tools":
+                await yard.until(self._in_the_tools, "tools that run")
                 yard.signal(self.first, signal.SIGKILL)
             case "freeze":
-                await yard.until(in_the_tools, "tools that run")
+                await yard.until(self._in_the_model if self.at == "model" else self._in_the_tools, "work")
                 yard.signal(self.first, signal.SIGSTOP)
                 return
             case "drain":
-                await yard.until(in_the_tools, "tools that run")
+                await yard.until(self._in_the_tools, "tools that run")
                 yard.signal(self.first, signal.SIGTERM)
+                if self.at == "tools":
+                    await yard.until(self._drains, "a node that drains")
+                    self.gate.touch()
             case _:
                 pass
-        await yard.until(gone, f"{self.fate}: the end of the first owner")
+        await yard.until(self._gone, f"{self.fate}: the end of the first owner (is there such an append?)")
+
+    async def _thaw(self) -> None:
+        """Its successor has done everything. It wakes up, finds out, and begins a new life: having changed nothing."""
+        yard, requests = self.yard, len(self.requests())
+        before = await self._journal(), self.happened()
+        lives = {node.incarnation for node in await yard.store.nodes()}
+
+        async def anew() -> bool:
+            nodes = await yard.store.nodes()
+            return any(n.about.node == self.names[0] and n.incarnation not in lives and not n.dead for n in nodes)
+
+        self.gate.touch()
+        yard.signal(self.first, signal.SIGCONT)
+        await yard.until(anew, f"{self.fate}: the new life of the first owner")
+        assert (await self._journal(), self.happened()) == before, f"{self.fate}: it wrote, or a tool began"
+        assert len(self.requests()) == requests, f"{self.fate}: it asked the model"
+
+    async def _in_the_model(self) -> bool:
+        return len(self.requests()) >= (int(self.at) if self.kind == "model" else 1)
+
+    async def _in_the_tools(self) -> bool:
+        others = set(TOOLS) - {self.at} if self.kind == "tool" else set[str]()
+        return set(self.happened()) >= set(TOOLS) and set(self.happened("returned")) >= others
+
+    async def _drains(self) -> bool:
+        return any(n.about.node == self.names[0] and n.load.draining for n in await self.yard.store.nodes())
+
+    async def _gone(self) -> bool:
+        return not self.yard.alive(self.first)
 
     # --- what came of it --------------------------------------------------------------------------------------------
 
-    def happened(self) -> list[str]:
-        return self.effects.read_text().split() if self.effects.exists() else []
+    def happened(self, what: str = "") -> list[str]:
+        """The lines that tools have left when they began, or when they returned."""
+        file = Path(f"{self.effects}.{what}") if what else self.effects
+        return file.read_text().split() if file.exists() else []
 
-    async def _journal(self) -> list[Any]:
-        from tenure.abc import Reading
+    def requests(self) -> list[list[Any]]:
+        """The messages of each call of the model, without the system's."""
+        asked = [request["messages"][1:] for request in self.yard.model.requests]
+        return [messages for messages in asked if messages and self.id in _text(messages[0])]
 
+    def said(self) -> Said:
+        """What the model was told in its last call, which has seen most."""
+        told: Said = []
+        for message in self.requests()[-1]:
+            calls = [json.loads(call["function"]["arguments"])["line"] for call in message.get("tool_calls") or ()]
+            told.append((message["role"], calls if calls else _text(message).replace(self.id, "ID")))
+        return told
+
+    async def _journal(self) -> list[Event]:
         reading = await self.yard.store.read(self.id, 0, 1000)
         return list(reading.events) if isinstance(reading, Reading) else []
 
     async def _ended(self) -> bool:
-        return any(e.kind in ("turn_completed", "turn_failed") for e in await self._journal())
+        return any(e.kind in TURN_ENDS for e in await self._journal())
 
-    def _judge(self, events: list[Any]) -> None:
-        """Every tool at most once and never unsaid; one outcome each; and the model was told exactly that."""
-        from tenure.conversation import Fold, fold
-        from tenure.loops.openhands.live import INTERRUPTED
 
-        end = fold(Fold(), events)
-        assert end.turn is None and not end.pending, f"{self.fate}: unsettled"
-        assert [e.kind for e in events if e.kind.startswith("turn_") and e.kind != "turn_resumed"] == [
-            "turn_started", "turn_completed",
-        ], [e.body for e in events if e.kind == "turn_failed"]  # fmt: skip
-        told = [e.body for e in events if e.kind == "openhands.event"]
-        assert len({e["id"] for e in told}) == len(told)
-        actions = [e for e in told if e["kind"] == "ActionEvent"]
-        lines = [e["action"]["line"] for e in actions]
-        outcomes = {e["tool_call_id"]: e for e in told if e["kind"] in ("ObservationEvent", "AgentErrorEvent")}
-        assert len(outcomes) == len(actions) == len(set(lines)), f"{self.fate}: one outcome for each action"
-        assert sum(e["kind"] in ("ObservationEvent", "AgentErrorEvent") for e in told) == len(actions)
-        done = self.happened()
-        assert len(done) == len(set(done)) and set(done) <= set(lines), f"{self.fate}: {done} of {lines}"
-        finished = [e for e in actions if outcomes[e["tool_call_id"]]["kind"] == "ObservationEvent"]
-        assert {e["action"]["line"] for e in finished} <= set(done), "what is said to be done was done"
-        said = [(m["role"], _text(m)) for m in self.yard.model.requests[-1]["messages"][1:]]
-        results = [text for role, text in said if role == "tool"]
-        expected = [f"did {e['action']['line']}" if e in finished else INTERRUPTED for e in actions]
-        assert results == expected, f"{self.fate}: the model was told {results}, the journal says {expected}"
-        assert [r for r in said if r[0] == "user"] == [("user", f"go [script:{self.id}]")], "its message once"
-        messages = [e for e in told if e["kind"] == "MessageEvent"]
-        assert [e["source"] for e in messages] == ["user", "agent"], f"{self.fate}: answered once"
+# --- the judgement --------------------------------------------------------------------------------------------------
+
+
+def judge(window: Window, events: list[Event], whole: Said) -> None:
+    """Every tool at most once and never unsaid, one outcome each; the model was told exactly that, and nothing else."""
+    fate, end = window.fate, fold(Fold(), events)
+    assert end.turn is None and not end.pending, f"{fate}: unsettled"
+    assert [e.kind for e in events if e.kind.startswith("turn_") and e.kind != "turn_resumed"] == [
+        "turn_started", "turn_completed",
+    ], [e.body for e in events if e.kind == "turn_failed"]  # fmt: skip
+    told: list[Any] = [e.body for e in events if e.kind == "openhands.event"]
+    assert len({e["id"] for e in told}) == len(told), f"{fate}: an event stands twice"
+    messages = [e["source"] for e in told if e["kind"] == "MessageEvent"]
+    assert messages == ["user", "agent"], f"{fate}: heard once, answered once, not {messages}"
+    actions = [e for e in told if e["kind"] == "ActionEvent"]
+    lines = [e["action"]["line"] for e in actions]
+    outcomes = [e for e in told if e["kind"] in ("ObservationEvent", "AgentErrorEvent")]
+    assert len(set(lines)) == len(lines) and len(outcomes) == len(actions), f"{fate}: one outcome for each action"
+    assert {e["tool_call_id"] for e in outcomes} == {e["tool_call_id"] for e in actions}
+    done = window.happened()
+    assert len(done) == len(set(done)) and set(done) <= set(lines), f"{fate}: {done} of {lines}"
+    returned = {e["tool_call_id"] for e in outcomes if e["kind"] == "ObservationEvent"}
+    finished = {e["action"]["line"] for e in actions if e["tool_call_id"] in returned}
+    assert finished <= set(done), f"{fate}: what is said to be done was done"
+    assert finished == set(lines) or (window.kind != WHOLE and fate != "drain:tools"), (
+        f"{fate}: {lines} less {finished}"
+    )
+    expected = cut(whole, known=set(lines), finished=finished)
+    assert window.said() == expected, f"{fate}: the model was told {window.said()} and not {expected}"
+
+
+def cut(whole: Said, *, known: set[str], finished: set[str]) -> Said:
+    """What the model is told without a fault, less the calls that no journal knows; those that were cut, with an error."""
+    left: Said = []
+    for role, content in whole:
+        if role == "assistant":
+            calls = [line for line in content if line in known]
+            left += [(role, calls)] if calls else []
+        elif role == "tool":
+            line = content.removeprefix("did ")
+            left += [(role, content if line in finished else INTERRUPTED)] if line in known else []
+        else:
+            left.append((role, content))
+    return left
 
 
 def _text(message: Any) -> str:
@@ -258,46 +295,57 @@ def _text(message: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-async def play(fates: list[str]) -> None:
-    from tenure.testing.model_server import ModelServer
+# --- all of them ----------------------------------------------------------------------------------------------------
 
-    with tempfile.TemporaryDirectory(prefix="agent-crashes-") as folder:
-        async with ModelServer({}) as model:
-            yard = Yard(Path(folder), model)
-            try:
-                async with yard.store:
-                    await yard.ready()
-                    for fate in fates:
-                        began = time.monotonic()
-                        try:
-                            events = await Window(yard, fate).play()
-                        except BaseException:
-                            for log in sorted(Path(folder).glob(f"*-{fate}.log")):
-                                print(f"--- {log.name}\n{log.read_text()[-6000:]}")
-                            raise
-                        owners = sum(e.kind == "claimed" for e in events)
-                        print(
-                            f"{fate:10} {owners} owners, {len(events)} events, {time.monotonic() - began:.1f} s",
-                            flush=True,
-                        )
-            finally:
-                yard.nursery.kill()
-                for pid in yard.nodes:
-                    yard.signal(pid, signal.SIGKILL)
+
+async def play(url: str, folder: Path, only: list[str]) -> int:
+    """Every window on this store, or only those; how many there were."""
+    async with ModelServer({}) as model:
+        yard = Yard(folder, url, model)
+        try:
+            async with yard.store:
+                await yard.ready()
+                whole = await _window(yard, WHOLE, None)
+                appends = yard.appends(f"first-{WHOLE}")
+                inside = [f"{when}:{number}" for number in range(1, appends + 1) for when in ("before", "after")]
+                fates = only or [*inside, *OUTSIDE]
+                for fate in fates:
+                    await _window(yard, fate, whole)
+                return len(fates)
+        finally:
+            yard.nursery.kill()
+            for pid in yard.nodes:
+                yard.signal(pid, signal.SIGKILL)
+
+
+async def _window(yard: Yard, fate: str, whole: Said | None) -> Said:
+    began, window = time.monotonic(), Window(yard, fate)
+    try:
+        events = await window.play()
+        judge(window, events, window.said() if whole is None else whole)
+        logs = [file.read_text() for file in yard.folder.glob(f"*-{fate}.log")]
+        assert not any("Traceback" in log for log in logs), f"{fate}: a node did not expect this"
+    except BaseException:
+        for log in sorted(yard.folder.glob(f"*-{fate}.log")):
+            print(f"--- {log.name}\n{log.read_text()[-6000:]}")
+        raise
+    owners = sum(e.kind == "claimed" for e in events)
+    print(f"    {fate:12} {owners} owners, {len(events)} events, {time.monotonic() - began:.1f} s", flush=True)
+    return window.said()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--only", action="append", help="one fate; may be repeated")
-    parser.add_argument("--writes", type=int, default=16, help="how many writes of a run are windows")
+    parser.add_argument("--store", help="one of sqlite, redis and postgres, begun for this; or a URL. Default: each")
+    parser.add_argument("--only", action="append", help="one window; may be repeated", default=[])
     given = parser.parse_args()
-    if given.nursery:
-        nursery()
-        return
-    windows = [f"{when}:{n}" for n in range(1, given.writes + 1) for when in ("before", "after")]
-    asyncio.run(play(given.only or [*windows, *OUTSIDE]))
-    print("every tool at most once, every outcome said, every run went on by itself")
+    for store in [given.store] if given.store else OWN:
+        print(f"OpenHands agents on {store}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="agent-crashes-") as name:
+            folder = Path(name)
+            with begun(store, folder) as url:
+                windows = asyncio.run(play(url, folder, given.only))
+        print(f"{windows} windows: every tool at most once, every outcome said, every run went on by itself")
 
 
 if __name__ == "__main__":

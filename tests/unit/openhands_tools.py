@@ -1,6 +1,7 @@
 """A tool for tests, known to nodes by ``--agent openhands:openhands_tools``: it leaves a line in a file, and then waits.
 
-``act`` adds ``line`` to ``effects``; where there is ``until``, it returns when that file exists.
+``act`` adds ``line`` to ``effects``; where there is ``until``, it goes on when that file exists. When it returns, the line
+stands in ``effects`` with ``.returned`` behind its name, too.
 """
 
 import os
@@ -27,13 +28,18 @@ class ActObservation(Observation):
 
 class ActExecutor(ToolExecutor[ActAction, ActObservation]):
     def __call__(self, action: ActAction, conversation: Any = None) -> ActObservation:
-        file = os.open(action.effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(file, f"{action.line}\n".encode())
-        os.close(file)
+        _add(action.effects, action.line)
         deadline = time.monotonic() + PATIENCE_S
         while action.until and not Path(action.until).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+        _add(f"{action.effects}.returned", action.line)
         return ActObservation.from_text(f"did {action.line}")
+
+
+def _add(path: str, line: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
 
 
 class ActTool(ToolDefinition[ActAction, ActObservation]):

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import logging
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -155,7 +157,7 @@ async def test_a_conversation_goes_on_elsewhere_with_its_whole_context(world: Wo
     assert len(world.events("openhands.workspace")) == 1
 
 
-async def test_a_deposed_owner_runs_nothing_more_and_its_successor_says_what_was_cut(world: World):
+async def test_a_deposed_owner_runs_nothing_more_and_its_successor_says_what_was_cut(world: World, caplog: Any):
     first, second = await world.node("first"), await world.node("second")
     await world.create(first, world.settings())
     await first.maybe_start_agent_loop(C)
@@ -178,6 +180,8 @@ async def test_a_deposed_owner_runs_nothing_more_and_its_successor_says_what_was
     assert world.told("MessageEvent")[-1]["llm_message"]["content"][0]["text"] == "All of them."
     assert [e.epoch for e in world.events("claimed")] == [1, 2]
     assert {e.epoch for e in world.events("openhands.event")[-3:]} == {2}
+    await world.until(lambda: sum(t.name == f"openhands-{C}" for t in threading.enumerate()) == 1)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [], "its end is nobody's error"
 
 
 async def test_a_drain_waits_for_the_tools_and_keeps_each_result(world: World):

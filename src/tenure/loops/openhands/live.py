@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
@@ -16,7 +17,7 @@ from tenure.loops.openhands.settings import wish
 from tenure.loops.openhands.store import EVENT, WORKSPACE, JournalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from tenure.abc import Place, Turn
     from tenure.journal import Event, Json
@@ -194,7 +195,7 @@ class LiveOpenHands:
         except ValueError as error:
             raise LoopError(f"the SDK does not take the conversation up: {error}") from error
         atexit.unregister(conversation.close)  # its end is this loop's; the register would keep it for ever
-        conversation.state.set_on_state_change(self._tell_state(conversation))
+        conversation.state.set_on_state_change(self._tell_state(conversation, store))
         waiting = conversation.state.execution_status == self._sdk.Status.WAITING_FOR_CONFIRMATION
         self._unseen = {a.id: a.tool_call_id for a in self._pending(conversation)} if waiting else {}
         if wanted.policy is not None and wanted.policy != conversation.state.confirmation_policy:
@@ -269,14 +270,17 @@ class LiveOpenHands:
 
     # --- what is told -----------------------------------------------------------------------------------------------
 
-    def _tell_state(self, conversation: Any) -> Any:
+    def _tell_state(self, conversation: Any, store: JournalStore) -> Any:
         def told(event: Any) -> None:
+            if store.refusal is not None:
+                return  # the SDK ends the run that was refused, in memory: of no interest to anybody
             if event.key == "execution_status":
                 self._host.call_soon_threadsafe(
                     self._place.report_status, str(getattr(event.value, "value", event.value))
                 )
             if event.key in _TOLD:
-                conversation.state.append_event(event)
+                with _unless_refused(store):
+                    conversation.state.append_event(event)
 
         return told
 
@@ -335,6 +339,16 @@ def sdk_id(conversation_id: str) -> uuid.UUID:
 
 async def _doing(work: Callable[[], None]) -> None:
     work()
+
+
+@contextlib.contextmanager
+def _unless_refused(store: JournalStore) -> Generator[None]:
+    """The run hears of the refusal with its next write; here the SDK would only log it, as an error of ours."""
+    try:
+        yield
+    except Exception:
+        if store.refusal is None:
+            raise
 
 
 def _told(turn: Turn) -> list[Any]:
