@@ -218,7 +218,7 @@ async def test_a_slot_that_moves_under_its_owner(cluster: RedisCluster, across: 
     for key in keys:
         source.told("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
         with pytest.raises(StoreUnavailableError, match="being moved"):
-            await across.store.append(writer.batch(note("in the middle")))
+            await across.store.append(writer.batch(note("in the middle"), settle=IDLE))
         assert await across.record(conversation) == before, "ASK leads to where the record is"
     for server in cluster.servers:
         server.told("CLUSTER", "SETSLOT", moving, "NODE", cluster.id_of(target))

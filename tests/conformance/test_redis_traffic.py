@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import redis_servers
 
-from tenure.abc import Append, Appended, Death, Filters, Held, Load, Reading, Reason
+from tenure.abc import Append, Appended, Death, Fenced, Filters, Held, Load, Reading, Reason, Repeated
 from tenure.conversation import Settle
 from tenure.errors import StoreUnavailableError
 from tenure.lease import Epoch, IncarnationId
-from tenure.stores.redis.scripts import Call, script
+from tenure.stores.redis.scripts import Call, Share, joined, script
 from tenure.stores.redis.servers import Servers
 from tenure.testing.servers import RedisServer, Watched
 from tenure.testing.store_suite import Stage
@@ -188,6 +188,24 @@ async def test_what_is_asked_at_once_travels_together(server: RedisServer):
             assert len(sizes) <= 4, f"40 appends of as many tasks came in {len(sizes)} pieces"
 
 
+async def test_plain_batches_of_many_are_one_call_and_each_has_its_answer(server: RedisServer, stage: Stage):
+    """One that settles, one of a lease that is lost and one that is repeated go by themselves, and fail nobody else."""
+    writers = [await stage.owned() for _ in range(8)]
+    repeated = writers[1].batch(note("again"))
+    first = expect(Appended, await stage.store.append(repeated))
+    await writers[2].release()
+    batches = [writer.batch(note(f"note {n}"), note("…")) for n, writer in enumerate(writers)]
+    batches[0], batches[1] = replace(batches[0], settle=OPEN), repeated
+    server.forget_calls()
+    answers = await stage.store.append_all(batches)
+    assert server.calls()["evalsha"] == 1 + 3
+    assert [type(answer) for answer in answers] == [Appended, Repeated, Fenced, *5 * [Appended]]
+    assert expect(Repeated, answers[1]).result == first
+    for writer in writers[3:]:
+        kinds = [event.kind for event in expect(Reading, await stage.store.read(writer.lease.conversation)).events]
+        assert kinds == ["created", "claimed", "note", "note"]
+
+
 # the same request twice, and a server that has forgotten the scripts
 
 
@@ -205,8 +223,12 @@ class Unsent:
             seen.append(call.command())
             raise StoreUnavailableError("held back")
 
+        async def stays(_: Servers, tag: str, share: Share) -> None:
+            await held_back(_, tag, joined([share]))
+
         with self._monkeypatch.context() as patched:
             patched.setattr(Servers, "run", held_back)
+            patched.setattr(Servers, "join", stays)
             with pytest.raises(StoreUnavailableError):
                 await act
         (command,) = seen
@@ -255,14 +277,21 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(server: Redis
         assert (await stage.kinds(writer.lease.conversation)).count("note") == 1
 
 
-async def test_noscript_in_the_middle_of_a_pipeline_leaves_no_gap(server: RedisServer, stage: Stage, unsent: Unsent):
+@pytest.mark.parametrize("settle", [OPEN, None], ids=["append", "append_many"])
+async def test_noscript_in_the_middle_of_a_pipeline_leaves_no_gap(
+    server: RedisServer, stage: Stage, unsent: Unsent, settle: Settle | None
+):
     """The first batch meets NOSCRIPT, the second finds the script loaded: the exact numbers refuse it (C4)."""
     writer = await stage.owned()
-    first = await unsent.of(stage.store.append(writer.batch(note("one"))))
-    second = await unsent.of(stage.store.append(replace(writer.batch(note("two")), number=2)))
+    first = await unsent.of(stage.store.append(writer.batch(note("one"), settle=settle)))
+    second = await unsent.of(stage.store.append(replace(writer.batch(note("two"), settle=settle), number=2)))
     server.told("SCRIPT", "FLUSH")
     assert str(server.say(*first)).startswith("NOSCRIPT")
-    server.told("SCRIPT", "LOAD", script("append").text)
-    assert [server.say(*one)[0] for one in (second, first, second)] == [b"fenced", b"appended", b"appended"]
+    server.told("SCRIPT", "LOAD", script("append" if settle else "append_many").text)
+    answers = [server.say(*one)[0] for one in (second, first, second)]
+    if settle:
+        assert answers == [b"fenced", b"appended", b"appended"]
+    else:
+        assert [bool(answer) for answer in answers] == [False, True, True], "left alone, then done"
     notes = [e.text for e in await stage.journal(writer.lease.conversation) if e.kind == "note"]
     assert notes == ["one", "two"]

@@ -12,7 +12,7 @@ from tenure.stores.redis.scripts import Script, all_scripts, script
 ROOM = Path(tenure.stores.redis.__file__).parent
 TAKEN = re.compile(r"^local (?P<names>[^=]+?)\s*= unpack\((?P<list>KEYS|ARGV)(?:, 1, (?P<last>\d+))?\)$", re.MULTILINE)
 OPERATIONS = (
-    "amend append bury claim delete forget list_papers look publish put_paper read rebuild register release remove_paper "
+    "amend append append_many bury claim delete forget list_papers look publish put_paper read rebuild register release remove_paper "
     "renew seal submit"
 )
 
@@ -121,7 +121,11 @@ def calls_in_python() -> list[tuple[str, ast.Call]]:
     found: list[tuple[str, ast.Call]] = []
     for file in ROOM.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "call"):
+            if not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("call", "share")
+            ):
                 continue
             named = node.func.value
             if isinstance(named, ast.Call) and isinstance(named.func, ast.Name) and named.func.id == "script":

@@ -67,6 +67,7 @@ from tenure.abc.values import (
     Topic,
     Unknown,
     Wanted,
+    Written,
 )
 
 __all__ = [
@@ -131,6 +132,7 @@ __all__ = [
     "Unknown",
     "Verdict",
     "Wanted",
+    "Written",
     "broken",
     "clock_finding",
     "fine",

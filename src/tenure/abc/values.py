@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar, final
 
 from tenure.errors import OwnershipLostError
-from tenure.journal import Command, Draft, Event, Json, JsonObject, Policy, digest
+from tenure.journal import Command, Draft, Event, Json, JsonObject, Policy, compact, digest
 
 if TYPE_CHECKING:
     from tenure.clock import Instant
@@ -193,16 +194,39 @@ class Append:
     settle: Settle | None = None
     snapshot: Snapshot | None = None
 
+    def written(self) -> Written:
+        """The batch as text, once for everything that is made of it.
+
+        :raises ValueError: a float that JSON does not have, or text that is not valid Unicode.
+        """
+        bodies = tuple([compact(one.body) for one in self.drafts])
+        parts = [f"{self.seen} {len(bodies)}"]
+        for one, body in zip(self.drafts, bodies, strict=True):
+            envelope = ""
+            if one.turn is not None or one.opens or one.closes or one.delivery is not None:
+                envelope = compact([one.turn, one.opens, one.closes, one.key, one.delivery])
+            parts.append(f"{len(one.kind)} {len(envelope)} {len(body)} {one.kind}{envelope}{body}")
+        settle = None if self.settle is None else self.settle.as_json()
+        snapshot = None if self.snapshot is None else self.snapshot.as_json()
+        if settle is not None or snapshot is not None:
+            parts.append(compact([settle, snapshot]))
+        return Written(bodies, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+
     def digest(self) -> str:
         """Recognises a repeat: over the request as sent, lease aside."""
-        return digest(
-            {
-                "seen": self.seen,
-                "drafts": [d.as_json() for d in self.drafts],
-                "settle": self.settle and self.settle.as_json(),
-                "snapshot": self.snapshot and self.snapshot.as_json(),
-            }
-        )
+        return self.written().digest
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A batch as text: the body of each draft as JSON, its keys in the order that they have; and what recognises a repeat.
+
+    Only who sent a batch repeats it, so the digest is nobody's but this version's: it is made of the texts that are stored.
+    """
+
+    bodies: tuple[str, ...]
+    digest: str
 
 
 class Reason(enum.StrEnum):
@@ -224,8 +248,10 @@ class Release:
     reason: Reason
     retry_in_s: float | None = None
 
-    def digest(self) -> str:
-        return digest({"batch": self.batch.digest(), "reason": self.reason.value, "retry_in_s": self.retry_in_s})
+    def digest(self, written: Written | None = None) -> str:
+        """As that of its batch, which may be `written` already."""
+        of = (written or self.batch.written()).digest
+        return digest({"batch": of, "reason": self.reason.value, "retry_in_s": self.retry_in_s})
 
 
 # --- conversations: results -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import enum
 import re
 import ssl
 from dataclasses import dataclass, field
-from typing import NoReturn, final
+from typing import NamedTuple, NoReturn, final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tenure.errors import InvalidInputError
@@ -40,9 +40,7 @@ class Mode(enum.StrEnum):
     CLUSTER = "cluster"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where a server listens: host and port, or a socket's path."""
 
     host: str

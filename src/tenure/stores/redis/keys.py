@@ -49,6 +49,8 @@ class PartitionKeys:
     """The indexes of one partition."""
 
     tag: str
+    begin: str
+    """Of the names of its conversations' keys."""
     wanted: str
     owners: str
     named: str
@@ -56,22 +58,46 @@ class PartitionKeys:
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class ConversationKeys:
     """The keys of one conversation; its partition's indexes are beside them."""
 
-    partition: PartitionKeys
-    lock: str
-    journal: str
-    epochs: str
-    keys: str
-    snapshot: str
-    vault: str
-    refusals: str
+    __slots__ = ("_begin", "partition")
+
+    def __init__(self, partition: PartitionKeys, begin: str) -> None:
+        self.partition = partition
+        self._begin = begin
 
     @property
     def tag(self) -> str:
         return self.partition.tag
+
+    @property
+    def lock(self) -> str:
+        return f"{self._begin}conversation_lock"
+
+    @property
+    def journal(self) -> str:
+        return f"{self._begin}journal"
+
+    @property
+    def epochs(self) -> str:
+        return f"{self._begin}epochs"
+
+    @property
+    def keys(self) -> str:
+        return f"{self._begin}keys"
+
+    @property
+    def snapshot(self) -> str:
+        return f"{self._begin}snapshot"
+
+    @property
+    def vault(self) -> str:
+        return f"{self._begin}vault"
+
+    @property
+    def refusals(self) -> str:
+        return f"{self._begin}refusals"
 
 
 @final
@@ -92,16 +118,12 @@ class Keyspace:
 
     def _partition(self, tag: str) -> PartitionKeys:
         names = ("wanted", "owners", "named", "created")
-        return PartitionKeys(tag, *(self._of(tag, name) for name in names))
+        return PartitionKeys(tag, self._of(tag, ""), *(self._of(tag, name) for name in names))
 
     def conversation(self, id: str) -> ConversationKeys:
         """The keys of a conversation, which need not exist."""
         partition = self.partitions[binascii.crc32(id.encode()) % len(self.partitions)]
-        begin = self._of(partition.tag, f"{id}:")
-        return ConversationKeys(
-            partition, f"{begin}conversation_lock", f"{begin}journal", f"{begin}epochs", f"{begin}keys",
-            f"{begin}snapshot", f"{begin}vault", f"{begin}refusals",
-        )  # fmt: skip
+        return ConversationKeys(partition, f"{partition.begin}{id}:")
 
     def node(self, incarnation: str) -> str:
         """The key that a heartbeat renews."""

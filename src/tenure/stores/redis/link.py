@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, cast, final
 from hiredis import ProtocolError, Reader, ReplyError, pack_command  # pyright: ignore[reportUnknownVariableType]
 
 from tenure.errors import StoreUnavailableError, StoreUnfitError
-from tenure.stores.redis.scripts import all_scripts
+from tenure.stores.redis.scripts import all_scripts, joined
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
     from tenure.stores.redis.address import Credentials, Endpoint
+    from tenure.stores.redis.scripts import Script, Share
 
 type Reply = Any
 """What the server answered: bytes, int, None, a list of these, or a ``ReplyError``, which is a value here."""
@@ -34,6 +35,11 @@ type Command = tuple[str | bytes | int | float, ...]
 
 IMPATIENCE_S = 0.05
 """A caller that gives up after this long, while nothing has come back since it asked, takes its successors elsewhere."""
+TOGETHER = 100
+"""How many shares go into one call: bounds how long the server is busy with it, and with nothing else."""
+TOGETHER_BYTES = 1 << 20
+ARGUMENT_BYTES = 512
+"""What an argument counts for beside its length: a batch of hundreds of short events is work too."""
 _NOTHING = object()
 
 
@@ -46,6 +52,47 @@ class _Request:
     asked_at: float
     durable: bool
     replies: list[Reply] = field(default_factory=list[Reply])
+
+    def resolve(self) -> None:
+        if not self.answer.done():  # cancelled: its caller went away
+            self.answer.set_result(self.replies)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Company:
+    """Shares that travel as one call, and an answer for each."""
+
+    asked_at: float
+    durable: bool
+    shares: list[Share] = field(default_factory=list["Share"])
+    answers: list[asyncio.Future[Reply]] = field(default_factory=list["asyncio.Future[Reply]"])
+    size: int = 0
+    missing: int = 1
+    replies: list[Reply] = field(default_factory=list[Reply])
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.shares) >= TOGETHER or self.size >= TOGETHER_BYTES
+
+    def packed(self) -> bytes:
+        return packed(joined(self.shares).command())
+
+    def resolve(self) -> None:
+        (reply,) = self.replies
+        each = [reply] * len(self.answers) if isinstance(reply, ReplyError) else reply
+        for answer, one in zip(self.answers, each, strict=True):
+            if not answer.done():
+                answer.set_result(one)
+
+    def fail(self, error: Exception) -> None:
+        for answer in self.answers:
+            if not answer.done():
+                answer.set_exception(error)
 
 
 @final
@@ -65,10 +112,12 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
-        self._unsent: list[_Request] = []
-        self._packed: list[bytes] = []
-        self._sent: deque[_Request] = deque()
-        self._unconfirmed: list[_Request] = []
+        self._unsent: list[_Request | _Company] = []
+        self._packed: list[bytes | _Company] = []
+        self._companies: dict[tuple[Script, str], _Company] = {}
+        """Those that gather in this turn of the event loop, by script and hash tag."""
+        self._sent: deque[_Request | _Company] = deque()
+        self._unconfirmed: list[_Request | _Company] = []
         self._waiting = False
         self._flushing = False
         self._heard_at = 0.0
@@ -86,19 +135,46 @@ class Link(asyncio.Protocol):
 
         :raises StoreUnavailableError: no answer in time, the connection fell, or too few replicas have it. Unknown outcome.
         """
-        if self._transport is None or self._transport.is_closing():
-            raise StoreUnavailableError(f"the connection to {self.endpoint} is lost; repeat the request unchanged")
+        self._insist()
         request = _Request(self._loop.create_future(), len(commands), self._loop.time(), durable)
         self._packed.extend(map(packed, commands))
         self._unsent.append(request)
+        self._soon()
+        return await self._patiently(request.answer, request.asked_at)
+
+    async def join(self, share: Share, tag: str, *, durable: bool = False) -> Reply:
+        """Send a share, with whatever others of its script and hash tag are asked for in this turn of the event loop.
+
+        :raises StoreUnavailableError: as :meth:`ask`.
+        """
+        self._insist()
+        company = self._companies.get((share.script, tag))
+        if company is None or company.is_full:
+            company = self._companies[share.script, tag] = _Company(self._loop.time(), durable)
+            self._packed.append(company)
+            self._unsent.append(company)
+            self._soon()
+        company.shares.append(share)
+        company.size += len(share.arguments) * ARGUMENT_BYTES + sum(map(len, share.arguments))
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        company.answers.append(answer)
+        return await self._patiently(answer, company.asked_at)
+
+    def _insist(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            raise StoreUnavailableError(f"the connection to {self.endpoint} is lost; repeat the request unchanged")
+
+    def _soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
+
+    async def _patiently[R](self, answer: asyncio.Future[R], asked_at: float) -> R:
         try:
-            return await request.answer
+            return await answer
         except asyncio.CancelledError:
             # No byte since it was asked: this way may be dead, and who tries again should not stand behind it.
-            if self._heard_at < request.asked_at <= self._loop.time() - IMPATIENCE_S:
+            if self._heard_at < asked_at <= self._loop.time() - IMPATIENCE_S:
                 self.usable = False
             raise
 
@@ -107,7 +183,9 @@ class Link(asyncio.Protocol):
         if self._transport is None or self._waiting or not self._unsent:
             return
         batch, self._unsent = self._unsent, []
-        data, self._packed = self._packed, []
+        gathered, self._packed = self._packed, []
+        self._companies.clear()
+        data = [one if isinstance(one, bytes) else one.packed() for one in gathered]
         self._sent.extend(batch)
         if self._wait and any(request.durable for request in batch):
             self._waiting = True
@@ -126,9 +204,9 @@ class Link(asyncio.Protocol):
             (replicas,) = confirmation.result()
             for request in requests:
                 if isinstance(replicas, int) and replicas >= self._wait:
-                    _resolve(request)
+                    request.resolve()
                 else:
-                    _fail(request, f"{self._wait} replicas must have a write, {replicas} confirmed it in time")
+                    request.fail(_unknown(f"{self._wait} replicas must have a write, {replicas} confirmed it in time"))
             self._flush()
 
     # what the event loop tells
@@ -161,7 +239,7 @@ class Link(asyncio.Protocol):
         if self._wait and request.durable:
             self._unconfirmed.append(request)
         else:
-            _resolve(request)
+            request.resolve()
         if not self.usable and not (self._sent or self._unsent or self._unconfirmed):
             self._lose("nobody uses it any more")
 
@@ -190,9 +268,10 @@ class Link(asyncio.Protocol):
             self._transport = None
         lost = [*self._unconfirmed, *self._sent, *self._unsent]
         self._unconfirmed, self._unsent, self._packed = [], [], []
+        self._companies.clear()
         self._sent.clear()
         for request in lost:
-            _fail(request, why)
+            request.fail(_unknown(why))
 
     async def close(self) -> None:
         """Drop the connection; whoever still waits is told."""
@@ -205,14 +284,8 @@ def packed(command: Command) -> bytes:
     return cast("bytes", pack_command(command))  # pyright: ignore[reportArgumentType] - its stub means any tuple
 
 
-def _resolve(request: _Request) -> None:
-    if not request.answer.done():  # cancelled: its caller went away
-        request.answer.set_result(request.replies)
-
-
-def _fail(request: _Request, why: str) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(StoreUnavailableError(f"{why}; repeat the request unchanged"))
+def _unknown(why: str) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{why}; repeat the request unchanged")
 
 
 async def dial(protocol: asyncio.Protocol, endpoint: Endpoint, tls: ssl.SSLContext | None) -> None:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from tenure.abc import TooLarge
 from tenure.journal import Claimed, Created, Json, JsonObject, Policy, Released, canonical, digest, draft
 from tenure.stores.redis.replies import MICROSECONDS
+from tenure.stores.redis.scripts import script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tenure.abc import Append, Claim, Creation, Limits, Release, Snapshot
+    from tenure.abc import Append, Claim, Creation, Limits, Release, Snapshot, Written
     from tenure.conversation import Settle
     from tenure.journal import Command, Draft
     from tenure.lease import Lease
     from tenure.stores.redis.keys import ConversationKeys, PartitionKeys
-    from tenure.stores.redis.scripts import Argument
+    from tenure.stores.redis.scripts import Argument, Share
 
 type Arguments = dict[str, str]
 
@@ -116,21 +117,38 @@ def lease_arguments(lease: Lease, limits: Limits) -> Arguments:
     }
 
 
+def plain_share(
+    batch: Append, written: Written, keys: ConversationKeys, common: Arguments, limits: Limits
+) -> Share | None:
+    """An owner's batch as most are: events and nothing else; null if it is another. `common` is what all shares are given."""
+    if batch.settle is not None or batch.snapshot is not None:
+        return None
+    lease = batch.lease
+    arguments: list[str] = [
+        lease.incarnation, str(lease.epoch), lease.token, str(batch.number), str(batch.seen), written.digest,
+        str(len(batch.drafts)),
+    ]  # fmt: skip
+    for one, body in zip(batch.drafts, written.bodies, strict=True):
+        if one.delivery is not None or _too_large(0, body, limits):
+            return None
+        arguments += (one.kind, body, _rest(one))
+    return script("append_many").share(**common, keys=(keys.lock, keys.journal), batches=arguments)
+
+
 def batch_arguments(
-    batch: Append, batch_digest: str, limits: Limits
+    batch: Append, written: Written, limits: Limits
 ) -> tuple[Arguments, Sequence[Argument], TooLarge | None]:
     """An owner's batch: its arguments, its events, and the first of these that is too large; then none is sent."""
     events: list[Argument] = []
     large: TooLarge | None = None
-    for index, one in enumerate(batch.drafts):
-        body = canonical(one.body)
+    for index, (one, body) in enumerate(zip(batch.drafts, written.bodies, strict=True)):
         large = large or _too_large(index, body, limits)
         events += (one.kind, body, _rest(one))
     arguments = {
         **lease_arguments(batch.lease, limits),
         "number": str(batch.number),
         "seen": str(batch.seen),
-        "digest": batch_digest,
+        "digest": written.digest,
         "large": flag(large is not None),
         **_settle_arguments(batch.settle),
         **_snapshot_arguments(batch.snapshot if large is None else None),
@@ -178,6 +196,8 @@ def farewell_arguments(request: Release) -> Arguments:
 def _rest(one: Draft) -> str:
     """The envelope of an event, without what the store adds; mostly empty. Before that of a recorded command: its
     delivery, its digest, and its key with the length, since no script decodes JSON."""
+    if one.turn is None and not one.opens and not one.closes and one.delivery is None:
+        return "{}"
     parts: dict[str, Json] = {}
     if one.turn is not None:
         parts["turn"] = one.turn
@@ -193,6 +213,8 @@ def _rest(one: Draft) -> str:
 
 
 def _too_large(index: int, body: str, limits: Limits) -> TooLarge | None:
+    if 4 * len(body) <= limits.event_bytes:  # no character takes more
+        return None
     size = len(body.encode())
     return TooLarge(index, size, limits.event_bytes) if size > limits.event_bytes else None
 

@@ -53,6 +53,17 @@ class Script:
         keys = _values(self._keys_in_order, given)
         return Call(self, (len(keys), *keys, *_values(self._argv_in_order, given)))
 
+    def share(self, **given: Argument | Sequence[str]) -> Share:
+        """One request's share of a call: its keys and its arguments are what the script takes as the rest of each.
+
+        :raises TypeError: as :meth:`call`.
+        """
+        if given.keys() != self._names:
+            raise TypeError(f"{self.name} takes {', '.join(sorted(self._names))}: see {', '.join(sorted(given))}")
+        (_, (keys,)), (common, (arguments,)) = self._keys_in_order, self._argv_in_order
+        parts: dict[str, Any] = given
+        return Share(self, [parts[name] for name in common], parts[keys], parts[arguments])
+
 
 @final
 class Call:
@@ -66,6 +77,26 @@ class Call:
         """As the server takes it: by digest, or with the whole text, which it then also keeps."""
         head = ("EVAL", self.script.text) if whole else ("EVALSHA", self.script.sha)
         return (*head, *self._arguments)
+
+
+@final
+class Share:
+    """One request's share of a script for many: its keys, and its arguments behind those that all have in common."""
+
+    __slots__ = ("arguments", "common", "keys", "script")
+
+    def __init__(self, script: Script, common: Sequence[str], keys: Sequence[str], arguments: Sequence[str]) -> None:
+        self.script = script
+        self.common = common
+        self.keys = keys
+        self.arguments = arguments
+
+
+def joined(shares: Sequence[Share]) -> Call:
+    """One call for shares of the same script; it answers a list, in their order."""
+    keys = [key for share in shares for key in share.keys]
+    arguments = [argument for share in shares for argument in share.arguments]
+    return Call(shares[0].script, (len(keys), *keys, *shares[0].common, *arguments))
 
 
 def _header(text: str) -> str:

@@ -18,14 +18,15 @@ from tenure.stores.redis.address import Endpoint, Mode
 from tenure.stores.redis.keys import NODES
 from tenure.stores.redis.link import connect, is_error
 from tenure.stores.redis.maps import One, Primary, Slots
+from tenure.stores.redis.scripts import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tenure.stores.redis.address import Address
     from tenure.stores.redis.link import Command, Link, Reply
     from tenure.stores.redis.maps import Map
-    from tenure.stores.redis.scripts import Call
+    from tenure.stores.redis.scripts import Call, Share
 
 REDIRECTS = 16
 """How often a server may say "not here" before the caller is told that the store cannot be reached."""
@@ -107,6 +108,18 @@ class Servers:
                 return reply
         raise StoreUnavailableError(f"{self.address}: its keys are being moved; repeat the request unchanged")
 
+    async def join(self, tag: str, share: Share) -> Reply:
+        """A share of a script for many, with whoever else asks for the same just now; all the same as :meth:`run`.
+
+        All keys of a single server may go together; those of a Cluster only where they share a slot.
+        """
+        endpoint = await self._find(tag)
+        place = tag if self._slots is not None else ""
+        reply = await self._through(endpoint, Lane.WRITES, lambda link: link.join(share, place, durable=True))
+        if isinstance(reply, ReplyError):  # not done, by the server's own word
+            (reply,) = await self.run(tag, joined([share]))
+        return reply
+
     async def get(self, tag: str, *commands: Command, lane: Lane = Lane.READS) -> list[Reply]:
         """Plain commands on keys with this tag, in one go: reads, or what may be repeated, for all are if one is refused."""
         for _ in range(REDIRECTS):
@@ -132,13 +145,17 @@ class Servers:
     async def _ask(
         self, endpoint: Endpoint, lane: Lane, commands: Sequence[Command], *, durable: bool = False
     ) -> list[Reply]:
+        return await self._through(endpoint, lane, lambda link: link.ask(*commands, durable=durable))
+
+    async def _through[R](self, endpoint: Endpoint, lane: Lane, asking: Callable[[Link], Awaitable[R]]) -> R:
+        """Ask on a connection to that server, as soon as there is room for a request."""
         async with self._room:
             self.under_way += 1
             try:
                 link = self._links.get((endpoint, lane))
                 if link is None or not link.usable:
                     link = await self._connect(endpoint, lane)
-                return await link.ask(*commands, durable=durable)
+                return await asking(link)
             except StoreUnavailableError:
                 self._map.forget()
                 raise

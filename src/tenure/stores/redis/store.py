@@ -209,6 +209,20 @@ class RedisStore(Store):
             self.limits.insist(request.batch)
         return await self._parts.writes.each(self._parts.writes.release, requests)
 
+    async def submit(self, request: Submit) -> Submitted:
+        return await self._parts.writes.submit(request)
+
+    async def claim(self, request: Claim) -> Claimed:
+        return await self._parts.writes.claim(request)
+
+    async def append(self, request: Append) -> AppendResult:
+        self.limits.insist(request)
+        return await self._parts.writes.append(request)
+
+    async def release(self, request: Release) -> ReleaseResult:
+        self.limits.insist(request.batch)
+        return await self._parts.writes.release(request)
+
     async def delete(self, conversation: str, expected_epoch: Epoch, by: str) -> Deleted | Stale | Unknown:
         return await self._parts.writes.delete(conversation, expected_epoch)
 

@@ -40,13 +40,25 @@ from tenure.stores.redis.requests import (
     flag,
     indexes,
     lease_arguments,
+    plain_share,
 )
 from tenure.stores.redis.scripts import script
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenure.abc import Append, AppendResult, Claim, Claimed, Limits, Release, ReleaseResult, Submit, Submitted
+    from tenure.abc import (
+        Append,
+        AppendResult,
+        Claim,
+        Claimed,
+        Limits,
+        Release,
+        ReleaseResult,
+        Submit,
+        Submitted,
+        Written,
+    )
     from tenure.journal import JsonObject
     from tenure.stores.redis.keys import ConversationKeys, Keyspace
     from tenure.stores.redis.link import Reply
@@ -180,8 +192,18 @@ class Writes:
         return answer
 
     async def append(self, request: Append) -> AppendResult:
+        """Most batches are plain, and travel with everybody's; what is not, or is not simply the next one, goes by itself."""
+        written = request.written()
         keys = self._keyspace.conversation(request.lease.conversation)
-        batch, events, large = batch_arguments(request, request.digest(), self._limits)
+        share = plain_share(request, written, keys, {"given": self._given(), "channel": self._channel}, self._limits)
+        if share is not None:
+            result = await self._servers.join(keys.tag, share)
+            if result:
+                return appended_of(result)
+        return await self._append(request, written, keys)
+
+    async def _append(self, request: Append, written: Written, keys: ConversationKeys) -> AppendResult:
+        batch, events, large = batch_arguments(request, written, self._limits)
         call = script("append").call(
             **self._batch_keys(keys), given=self._given(), channel=self._channel, **batch, events=events
         )
@@ -200,7 +222,9 @@ class Writes:
 
     async def release(self, request: Release) -> ReleaseResult:
         keys = self._keyspace.conversation(request.batch.lease.conversation)
-        batch, events, large = batch_arguments(request.batch, request.digest(), self._limits)
+        written = request.batch.written()
+        batch, events, large = batch_arguments(request.batch, written, self._limits)
+        batch["digest"] = request.digest(written)
         call = script("release").call(
             **self._batch_keys(keys),
             given=self._given(),
