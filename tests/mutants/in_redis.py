@@ -143,7 +143,7 @@ Mutation("M42", "section 5", "stores/redis/lua/renew.lua", "a node that the regi
          Killers(OUTAGES, "a_node_that_the_register_has_lost"))
 Mutation("M98", "rule 1", "stores/redis/lua/append_many.lua", "a plain batch is not fenced",
          "if not (holds(record, lease) and is_next(record, batch)) then return '' end", "if not is_next(record, batch) then return '' end",
-         redis("rule_01_an_append_needs_the_lease_that_is_held"))
+         Killers("tests/conformance/test_redis_traffic.py", "plain_batches_of_many"))
 Mutation("M99", "C4", "stores/redis/lua/append_many.lua", "a plain batch has any number",
          "if not (holds(record, lease) and is_next(record, batch)) then return '' end", "if not holds(record, lease) then return '' end",
          redis("rule_05_the_next_batch_is_the_last_one_plus_one"))
