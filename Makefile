@@ -13,8 +13,8 @@ help:  ## say what the verbs do
 setup:  ## .venv with all groups and extras, as pinned in requirements/all.txt
 	@sh scripts/setup all
 
-demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=redis|postgres|url AGENT=module:function)
-	@sh scripts/setup $(if $(filter-out sqlite%,$(STORE)),all,core)
+demo:  ## three nodes, a storm of starts, a kill -9, a freeze, a drain (STORE=redis|postgres|url AGENT=openhands|module:function)
+	@sh scripts/setup $(if $(filter-out sqlite%,$(STORE))$(filter openhands%,$(AGENT)),all,core)
 	@$(PYTHON_IN_VENV) -m tenure demo $(if $(STORE),--store '$(STORE)') $(if $(AGENT),--agent '$(AGENT)') $(ARGS)
 
 test: setup  ## all suites, and the time each took (SUITE=unit ARGS="-k lease")
@@ -41,6 +41,7 @@ chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store
 	    $(PYTHON_IN_VENV) scripts/run-suites simulation chaos -- --timeout=$$(( $(MINUTES) * 60 + 900 )) $(ARGS)
 	@$(PYTHON_IN_VENV) tests/chaos/combined.py --minutes $(MINUTES) \
 	    $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+	@$(PYTHON_IN_VENV) -m tenure demo --agent openhands $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py $(if $(STORE),--store $(STORE))
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")

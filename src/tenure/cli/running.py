@@ -80,7 +80,9 @@ def demo(
         ),
     ] = None,
     agent: Annotated[list[str] | None, typer.Option(metavar="[NAME=]LOOP[:TARGET]", help="With this agent.")] = None,
-    nodes: Annotated[int, typer.Option(min=2, max=10, help="So many nodes.")] = 3,
+    nodes: Annotated[
+        int | None, typer.Option(min=2, max=10, help="So many nodes; default 3, or 2 for openhands.")
+    ] = None,
     conversations: Annotated[
         int | None, typer.Option(min=1, max=1000, help="So many in the storm; default 30.")
     ] = None,
@@ -91,16 +93,20 @@ def demo(
 
     Three nodes, a storm of starts, a kill -9, a freeze, a drain, while conversations go on.
     Needs no network beyond this machine and no key. Exits with 1 if any promise was broken.
+
+    With --agent openhands: an OpenHands agent writes files and runs commands, is killed in the middle of one, and goes on
+    at another node. Its model is a scripted one, or the one that LLM_MODEL, LLM_BASE_URL and LLM_API_KEY name.
     """
     from rich.console import Console
 
     from tenure.cli.compose import DEFAULT_AGENTS
-    from tenure.cli.demo import Options, run
+    from tenure.cli.demo import Options, openhands, run
 
+    agents = tuple(agent or DEFAULT_AGENTS)
     number = conversations or (QUICK_CONVERSATIONS if quick else CONVERSATIONS)
     raise typer.Exit(
         run(
-            Options(store, tuple(agent or DEFAULT_AGENTS), nodes, number, seconds, quick),
+            Options(store, agents, nodes or (2 if openhands.plays(agents) else 3), number, seconds, quick),
             Console(width=None if sys.stdout.isatty() else PAGE_WIDTH),
         )
     )

@@ -1,5 +1,7 @@
 """``tenure demo``: three nodes, a storm of starts, a kill -9, a freeze, a drain; then what was lost and what was doubled.
 
+With ``--agent openhands``: an OpenHands agent at work, whose owner is killed (:mod:`tenure.cli.demo.openhands`).
+
 Nothing is simulated: the nodes are processes, the store is a file or a server, the signals are the kernel's. Everything
 that was started ends with the demo, also on Ctrl-C.
 """
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, cast, final
 
 import httpx
 
+from tenure.cli.demo import openhands
 from tenure.cli.demo.mirror import Mirror
 from tenure.cli.demo.own import OWN, begun, check_store
 from tenure.cli.demo.scenes import LEAVE_S, all_up, chat, drain, follow, freeze, glance, kill, storm
@@ -28,6 +31,7 @@ from tenure.cli.demo.verdict import Verdict, judge, read_effects
 from tenure.cli.exits import Exit
 from tenure.clock import SystemClock
 from tenure.errors import TenureError
+from tenure.loops.openhands.sdk import insist_on_extra
 from tenure.stores import open_store
 from tenure.testing.history import Attempt, Journal, Start
 from tenure.testing.processes import NodeEndedError, NodeProcesses, ServerFailedError
@@ -61,9 +65,12 @@ class Options:
 def run(options: Options, console: Console) -> Exit:
     """Play it, and say how it ended. Ends everything that it has started.
 
-    :raises InvalidInputError: the store is none, none for several processes, or one that cannot be started here.
+    :raises InvalidInputError: the store is none, none for several processes, or one that cannot be started here; or the
+        agent needs a package that is missing.
     """
     check_store(options.store)
+    if openhands.plays(options.agents):
+        insist_on_extra()
     clock, folder = SystemClock(), Path(tempfile.mkdtemp(prefix="tenure-demo-"))
     began = clock.boottime()
     try:
@@ -119,9 +126,12 @@ async def _play(options: Options, store: str, folder: Path, console: Console) ->
 
 async def _acts(options: Options, stage: Stage, store: Store) -> None:
     """The storm, then the faults, one after the other, while everybody goes on talking."""
+    prefix = "c" if options.store in (None, *OWN) else f"demo-{secrets.token_hex(3)}-"
+    if openhands.plays(options.agents):
+        await openhands.acts(stage, store, f"{prefix}01")
+        return
     stage.screen.say(f"starting {options.nodes} nodes on {stage.store}")
     await asyncio.gather(*(stage.start(node) for node in stage.nodes))
-    prefix = "c" if options.store in (None, *OWN) else f"demo-{secrets.token_hex(3)}-"
     names = [f"{prefix}{number:02}" for number in range(1, options.conversations + 1)]
     async with asyncio.TaskGroup() as group:
         looking = group.create_task(glance(stage, names, store))
@@ -164,11 +174,11 @@ async def _come_to_rest(stage: Stage, mirror: Mirror) -> None:
 
 
 async def _read(stage: Stage, store: Store) -> None:
-    """Every journal, through every node, and the file of side effects."""
+    """Every journal, through every node that lives, and the file of side effects."""
     journals: list[Journal] = []
     conversations = sorted({start.conversation for start in stage.history.of(Start)})
     for conversation, record in zip(conversations, await store.records(conversations), strict=True):
-        told = [await stage.journal(conversation, node) for node in stage.nodes]
+        told = [await stage.journal(conversation, node) for node in stage.nodes if node.running]
         owner = record.owner.incarnation if record is not None and record.owner is not None else None
         epoch = record.epoch if record is not None else 0
         wanted = record is not None and record.wanted
@@ -180,9 +190,10 @@ async def _read(stage: Stage, store: Store) -> None:
 
 async def _close(stage: Stage) -> None:
     """The nodes leave as they should, all at once."""
-    for node in stage.nodes:
+    nodes = [node for node in stage.nodes if node.running]
+    for node in nodes:
         node.drain()
-    for node in stage.nodes:
+    for node in nodes:
         try:
             if await node.ended(LEAVE_S) != 0:
                 stage.broken.append(f"{node.name} ended with {node.exit_code}")

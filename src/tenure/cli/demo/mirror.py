@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 @final
 class Mirror:
-    """The journal so far: who owns it, whether a turn is open, what is settled."""
+    """The journal so far: who owns it, whether a turn is open, what is settled.
 
-    def __init__(self, conversation: str, screen: Screen) -> None:
+    :param hear: is told each event, once.
+    """
+
+    def __init__(self, conversation: str, screen: Screen, hear: Callable[[Event], None] = lambda _: None) -> None:
         self.conversation = conversation
         self.events: list[Event] = []
         self.owner: Claimed | None = None
@@ -28,6 +31,7 @@ class Mirror:
         self.settled: set[int] = set()
         self.flaws: list[str] = []
         self._screen = screen
+        self._hear = hear
         screen.row(conversation)
         self._moved = asyncio.Event()
 
@@ -58,6 +62,7 @@ class Mirror:
             self.turn = None
             self.settled.update(int(str(seq)) for seq in event.body["commands"])  # type: ignore[union-attr]
         self._show(event)
+        self._hear(event)
         self._moved.set()
         self._moved = asyncio.Event()
 

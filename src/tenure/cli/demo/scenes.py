@@ -92,11 +92,11 @@ async def kill(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], group:
     """``kill -9`` in mid-turn. Its witness buries it; somebody else goes on. Then it is started again."""
     victim = await _in_mid_call(stage, mirrors, spared)
     node = stage.nodes[_owner(victim)]
-    fault = _begin(stage, "killed", victim)
+    fault = begin(stage, "killed", victim)
     node.kill()
     stage.screen.nodes[node.name] = "killed"
     stage.screen.say(f"kill -9 {node.name}, in the middle of a turn of {victim.conversation}", "red")
-    await _taken_over(stage, mirrors, fault)
+    await taken_over(stage, mirrors, fault)
     group.create_task(_again(stage, node))
     return node.name
 
@@ -108,7 +108,7 @@ async def freeze(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], stor
     fault = await _freeze_outside_of_a_transaction(stage, victim, node, store)
     stage.screen.nodes[node.name] = "frozen"
     stage.screen.say(f"kill -STOP {node.name}, in the middle of a turn of {victim.conversation}", "blue")
-    await _taken_over(stage, mirrors, fault)
+    await taken_over(stage, mirrors, fault)
     await asyncio.sleep(max(0.0, fault.at + 1.25 * TTL_S - time.time()))
     node.thaw()
     stage.screen.say(f"kill -CONT {node.name}: it wakes up, and believes that it owns what it owned", "blue")
@@ -130,11 +130,11 @@ async def drain(stage: Stage, mirrors: Sequence[Mirror], spared: set[str], group
         stage, mirrors, spared, at_first_call=True
     )  # so that it outlasts what the node is given
     node = stage.nodes[_owner(victim)]
-    fault = _begin(stage, "drained", victim)
+    fault = begin(stage, "drained", victim)
     node.drain()
     stage.screen.nodes[node.name] = "draining"
     stage.screen.say(f"kill -TERM {node.name}, in the middle of a turn of {victim.conversation}", "yellow")
-    await _taken_over(stage, mirrors, fault)
+    await taken_over(stage, mirrors, fault)
     try:
         code = await node.ended(LEAVE_S)
     except TimeoutError:
@@ -178,7 +178,8 @@ async def _in_mid_call(
     raise TimeoutError("no conversation was in the middle of a turn")
 
 
-def _begin(stage: Stage, kind: str, victim: Mirror) -> Fault:
+def begin(stage: Stage, kind: str, victim: Mirror) -> Fault:
+    """A fault of the victim's owner begins now."""
     assert victim.owner is not None, "a tool runs"
     fault = Fault(kind, victim.owner.node, victim.owner.incarnation, time.time())
     stage.faults.append(fault)
@@ -189,7 +190,7 @@ async def _freeze_outside_of_a_transaction(stage: Stage, victim: Mirror, node: N
     """A writer that is frozen inside a transaction of SQLite stalls the store for everybody until it is thawed: no
     promise covers that, and it is not what is shown here. So look whether the store takes a write."""
     for attempt in range(1, PROBES + 1):
-        fault = _begin(stage, "frozen", victim)
+        fault = begin(stage, "frozen", victim)
         node.freeze()
         with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(min(attempt * PROBE_S, TTL_S / 2)):
@@ -202,7 +203,7 @@ async def _freeze_outside_of_a_transaction(stage: Stage, victim: Mirror, node: N
     raise TimeoutError(f"the store took no write in {PROBES} tries while {node.name} was frozen")
 
 
-async def _taken_over(stage: Stage, mirrors: Sequence[Mirror], fault: Fault) -> None:
+async def taken_over(stage: Stage, mirrors: Sequence[Mirror], fault: Fault) -> None:
     """Wait until every turn that was open on that node goes on elsewhere (or has ended: a drained node may end it)."""
     held = [
         m for m in mirrors if m.owner is not None and m.owner.incarnation == fault.incarnation and m.turn is not None

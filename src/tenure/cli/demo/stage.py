@@ -57,9 +57,14 @@ class Stage:
     def effects_file(self) -> Path:
         return self.folder / "effects.jsonl"
 
+    @property
+    def workspaces(self) -> Path:
+        return self.folder / "runtimes"
+
     def build(self, number: int) -> None:
         """The nodes, not yet started."""
         options = ["--ttl-s", f"{TTL_S:g}", "--drain-s", f"{DRAIN_S:g}", "--sweep-s", "0.5"]
+        options += ["--workspaces", str(self.workspaces)]
         for place in range(1, number + 1):
             self.nodes.add(
                 NodeProcess(f"n{place}", store=self.store, folder=self.folder, agents=self.agents, options=options)
@@ -104,9 +109,10 @@ class Stage:
                 await asyncio.sleep(0.05)
         raise AssertionError("there is at least one node")
 
-    async def create(self, node: NodeProcess, conversation: str) -> None:
+    async def create(self, node: NodeProcess, conversation: str, settings: dict[str, Any] | None = None) -> None:
         """Create it through this node; whoever comes second finds it there."""
-        settings = {"effects": str(self.effects_file)} if self.scripted else {}
+        if settings is None:
+            settings = {"effects": str(self.effects_file)} if self.scripted else {}
         body = {"id": conversation, "settings": settings}
         reply = await self.ask("POST", "/conversations", [node], body, PATIENCE_S)
         if reply.status_code not in (200, 201):
