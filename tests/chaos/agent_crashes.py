@@ -24,6 +24,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -334,6 +335,14 @@ async def _window(yard: Yard, fate: str, whole: Said | None) -> Said:
     return window.said()
 
 
+def _remove(folder: Path) -> None:
+    """The last witness may still bury its node, in a file of this folder."""
+    deadline = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="one of sqlite, redis and postgres, begun for this; or a URL. Default: each")
@@ -341,10 +350,12 @@ def main() -> None:
     given = parser.parse_args()
     for store in [given.store] if given.store else OWN:
         print(f"OpenHands agents on {store}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="agent-crashes-") as name:
-            folder = Path(name)
+        folder = Path(tempfile.mkdtemp(prefix="agent-crashes-"))
+        try:
             with begun(store, folder) as url:
                 windows = asyncio.run(play(url, folder, given.only))
+        finally:
+            _remove(folder)
         print(f"{windows} windows: every tool at most once, every outcome said, every run went on by itself")
 
 
