@@ -66,6 +66,8 @@ class Config:
     """programs that make a value,"""
     allow_url: str = ""
     """and prefixes of URLs that do."""
+    allow_folder: str = ""
+    """Below which folders a conversation may name its own working folder; empty: anywhere on loopback, else nowhere."""
     witness: bool = True
     blocked_loop_s: float = 0.5
     """An event loop that does not answer for this long is reported."""
@@ -104,6 +106,13 @@ class Config:
         """What the register says of where this node is reached."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.address or f"http://{host}:{self.port}"
+
+    def allows_folder(self, path: str) -> bool:
+        """Whether a conversation may work in this folder (links resolved) instead of one that its runtime makes."""
+        roots = [root for one in self.allow_folder.split(",") if (root := one.strip().rstrip("/"))]
+        if not roots:
+            return is_loopback(self.host)
+        return any(path == root or path.startswith(f"{root}/") for root in roots)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> Self:

@@ -74,7 +74,7 @@ class Node(_node.Node):
         super().__init__(
             store,
             loops(agents, settled),
-            provider=provider or open_provider(settled.runtime, root=workspaces(settled), token=settled.runtime_token),
+            provider=provider or _open_provider(settled),
             config=settled,
             keys=keys or Keys.load(os.environ, database(settled.store)),
             **rest,
@@ -166,6 +166,12 @@ def database(url: str) -> Path | None:
     """The file of an embedded store; null for a server."""
     scheme, _, rest = url.partition(":///")
     return Path(unquote(rest.partition("?")[0])).absolute() if scheme == "sqlite" else None
+
+
+def _open_provider(config: Config) -> RuntimeProvider:
+    return open_provider(
+        config.runtime, root=workspaces(config), token=config.runtime_token, allows=config.allows_folder
+    )
 
 
 def workspaces(config: Config) -> Path:

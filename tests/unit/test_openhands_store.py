@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +56,8 @@ class Desk:
 
 
 def event(name: str, parent: str | None = None, kind: str = "MessageEvent", **more: Any) -> dict[str, Any]:
-    return {"id": name, "kind": kind, "source": "user", **({"parent_id": parent} if parent else {}), **more}
+    told = {"id": name, "kind": kind, "source": "user", "timestamp": "2026-11-24T04:05:06.000007"}
+    return {**told, **({"parent_id": parent} if parent else {}), **more}
 
 
 def action(name: str, call: str, **more: Any) -> dict[str, Any]:
@@ -66,6 +69,25 @@ def journaled(*events: dict[str, Any]) -> list[Event]:
 
 
 BASE = {"execution_status": "running", "leaf_event_id": "a"}
+
+
+@pytest.fixture
+def a_server_in_kathmandu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Kathmandu")  # UTC+5:45
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("a_server_in_kathmandu")
+def test_times_are_utc_and_never_go_back_whatever_the_servers_zone_and_clock():
+    desk = Desk(journaled(event("a", timestamp="2026-11-24T04:00:00")))
+    desk.append(event("b", timestamp="2026-11-24T10:30:00.250000"))
+    desk.append(event("c", timestamp="2026-11-24T09:00:00"))
+    times = ["2026-11-24T04:45:00.250000", "2026-11-24T04:45:00.250000"]
+    assert [d.body["timestamp"] for d in desk.turn.drafts] == times
+    assert [json.loads(desk.store.read(name))["timestamp"] for name in desk.store.list("events")[1:]] == times
 
 
 def test_an_event_is_one_journal_event_under_its_own_id():

@@ -128,6 +128,11 @@ class RuntimeProvider(abc.ABC):
         """What people who run nodes must know of this provider on this machine, told once at start; most often empty."""
         return ""
 
+    def named_folder(self, settings: JsonObject) -> Path | None:
+        """The folder of this machine that a conversation's settings name (``working_dir``) and that is its workspace here,
+        instead of one that the provider makes; null: it is not. Default: never."""
+        return None
+
     @abc.abstractmethod
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> Runtime:
         """Make the runtime, or find the one of that name; return when it answers. `progress` names each step.

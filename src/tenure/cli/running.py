@@ -45,6 +45,7 @@ def serve(
     allow_file: s.AllowFile = None,
     allow_command: s.AllowCommand = None,
     allow_url: s.AllowUrl = None,
+    allow_folder: s.AllowFolder = None,
     witness: s.Witness = None,
     blocked_loop_s: s.BlockedLoopS = None,
     log_level: Annotated[

@@ -30,7 +30,7 @@ from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
 from tenure.cli.tracing import Tracing, install
 from tenure.errors import InvalidInputError
-from tenure.server import close_streams, create_app, own_hosts
+from tenure.server import close_streams, create_app, own_hosts, speaks_openhands
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -50,6 +50,10 @@ LAST_REPLIES_S = 1
 CLOSE_S = 1.0
 """And for the store to be closed."""
 READY_POLL_S = 0.02
+PING_S = 5.0
+"""A socket on which a client is silent is asked so often; so a proxy in front may cut one that is silent for longer."""
+SOCKET_FRAME_BYTES = 1 << 20
+"""What a client may send in one frame."""
 
 
 def run(config: Config, agents: Sequence[str], veil: Veil | None = None) -> NoReturn:
@@ -79,7 +83,7 @@ async def _live(node: Node, listener: socket.socket, departure: Departure, traci
         await asyncio.wait([entering])
         return Exit.OK
     await entering
-    server = _Server(_uvicorn_config(app))
+    server = _Server(_uvicorn_config(node, app))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     announcing = asyncio.create_task(_announce(node, server), name="announce")
     drained = asyncio.create_task(node.drained.wait(), name="drained on request")
@@ -205,11 +209,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(node: Node, app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio" if speaks_openhands(node) else "none",  # its library comes with the extra
+        ws_max_size=SOCKET_FRAME_BYTES,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=2 * PING_S,
         log_config=None,
         access_log=False,
         server_header=False,

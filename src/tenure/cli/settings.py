@@ -69,6 +69,10 @@ AllowCommand = Annotated[
 AllowUrl = Annotated[
     list[str] | None, _setting("allow_url", "URLs below this prefix that make a credential. May be repeated.")
 ]
+AllowFolder = Annotated[
+    list[str] | None,
+    _setting("allow_folder", "A folder below which conversations may name their working folder. May be repeated."),
+]
 Witness = Annotated[bool | None, _setting("witness", "Have a process that buries this node when it dies.")]
 BlockedLoopS = Annotated[
     float | None, _setting("blocked_loop_s", "Report an event loop that does not answer for so long.")

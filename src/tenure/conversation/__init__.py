@@ -4,7 +4,7 @@ All of it is pure. The node reads a journal, folds it, asks :func:`plan` what is
 functions judge a batch before it is sent (a batch that the fold refuses is never written) and any journal afterwards.
 """
 
-from tenure.conversation.folding import REPLAY, RETIRED, Fold, OpenCall, OpenTurn, checked, fold, settlement
+from tenure.conversation.folding import REPLAY, RETIRED, Fold, OpenCall, OpenTurn, advance, checked, fold, settlement
 from tenure.conversation.planning import (
     LOST_LIMIT,
     Plan,
@@ -49,6 +49,7 @@ __all__ = [
     "TenureSpan",
     "Then",
     "TurnState",
+    "advance",
     "checked",
     "closing",
     "end_turn",

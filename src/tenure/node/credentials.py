@@ -68,8 +68,10 @@ class Credentials:
         """
         name = ""
         try:
-            for name, asked in asked_for(self._tenure.fold.settings).items():
+            wanted = asked_for(self._tenure.fold.settings)
+            for name, asked in wanted.items():
                 self._held[name] = await self._obtain(asked)
+            self._held = {name: held for name, held in self._held.items() if name in wanted}
         except CredentialError as error:
             raise self._failure(name, error) from None
         except InvalidInputError as error:
@@ -77,6 +79,22 @@ class Credentials:
         if self._tenure.record.agent_status == FAILED_STATUS:
             self._tenure.agent_status = NO_STATUS
         return self.values
+
+    async def follow_settings(self) -> None:
+        """Give the runtime what the settings ask for by now, if it is something else than what it has.
+
+        :raises ProvisioningError: as :meth:`resolve`, or the runtime does not take it.
+        """
+        runtime = self._tenure.runtime
+        if runtime is None or asked_for(self._tenure.fold.settings) == {n: h.asked for n, h in self._held.items()}:
+            return
+        values = await self.resolve()
+        try:
+            async with asyncio.timeout(CONFIGURE_S):
+                await self._tenure.means.provider.configure(runtime, values)
+        except (RuntimeFailure, TimeoutError) as error:
+            why = self._tenure.masked(str(error)) or "no answer in time"
+            raise ProvisioningError(self._tenure.conversation_id, "configure", why) from error
 
     @property
     def values(self) -> dict[str, str]:

@@ -69,7 +69,7 @@ async def put(store: Store, keys: Keys | None, conversation: str, name: str, sec
     :raises CommandRefusedError: the vault is full, or others are always faster. :raises UnknownConversationError:
     :raises ConversationDeletedError:
     """
-    keys, name = _insist(keys), _name(name)
+    keys, name = insist_on_keys(keys), _name(name)
     ciphertext, version = keys.seal(conversation, name, secret), 0
     for _ in range(TRIES):
         if version == 0 and _is_full([one.name for one in await store.names(conversation)], name):
@@ -113,7 +113,7 @@ async def rotate(store: Store, keys: Keys | None, cursor: str | None, limit: int
 
     :raises CredentialError: this node has no keys. :raises ValueError: the cursor is none of this store's.
     """
-    keys = _insist(keys)
+    keys = insist_on_keys(keys)
     page = await store.list(Filters(), cursor, limit)
     seen, rewritten = 0, 0
     unreadable: list[tuple[str, str]] = []
@@ -143,7 +143,8 @@ async def _rotate_one(store: Store, keys: Keys, conversation: str, one: Sealed) 
     raise _too_fast(conversation)
 
 
-def _insist(keys: Keys | None) -> Keys:
+def insist_on_keys(keys: Keys | None) -> Keys:
+    """:raises CredentialError: this node has no keys, so that nothing can be sealed here."""
     if keys is None:
         remedy = f"set {KEYS_SETTING} on every node; make a key: {NEW_KEY}"
         raise CredentialError("vault", "this node has no keys", remedy)

@@ -138,6 +138,7 @@ class Turns:
             if first.seq in self._asking():
                 return  # steered into a turn that has ended meanwhile: the loop may take it yet
             tenure.credentials.insist()
+            await tenure.credentials.follow_settings()
             name = turn_id(first.seq, tenure.fold.generation)
             trace = self._trace(name, 1, (first.seq,))
             await tenure.append([draft(TurnStarted((first.seq,), traceparent=trace), name)])

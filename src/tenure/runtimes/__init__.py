@@ -8,13 +8,17 @@ from urllib.parse import parse_qsl
 from tenure.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tenure.abc import RuntimeProvider
 
 
-def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
-    """The provider that a URL names, with its files, if it has any here, under `root`.
+def open_provider(
+    url: str, *, root: Path, token: str = "", allows: Callable[[str], bool] = lambda _: False
+) -> RuntimeProvider:
+    """The provider that a URL names, with its files, if it has any here, under `root`. `allows` says which folders of this
+    machine a conversation may name as its workspace.
 
     ``process`` runs commands on this machine, for instance ``process?cpu_s=60&memory_bytes=2000000000``; its limits
     are :class:`tenure.runtimes.process.ProcessLimits`, and `network` and `isolate` say how commands are kept apart
@@ -30,7 +34,7 @@ def open_provider(url: str, *, root: Path, token: str = "") -> RuntimeProvider:
         case "process" if name in ("process", "process:"):
             from tenure.runtimes.process import ProcessProvider
 
-            return ProcessProvider.parse(root, options)
+            return ProcessProvider.parse(root, options, allows)
         case "http" | "https":
             from tenure.runtimes.http import HttpProvider
 

@@ -2,6 +2,7 @@
 
 from tenure.server.app import close_streams, create_app
 from tenure.server.guard import own_hosts
+from tenure.server.openhands import speaks_openhands
 from tenure.server.wire import Bounds
 
-__all__ = ["Bounds", "close_streams", "create_app", "own_hosts"]
+__all__ = ["Bounds", "close_streams", "create_app", "own_hosts", "speaks_openhands"]

@@ -17,6 +17,7 @@ from tenure.server.commands import Commands
 from tenure.server.conversations import Conversations
 from tenure.server.dashboard import Dashboard
 from tenure.server.guard import Guard, OwnPages
+from tenure.server.openhands import mount, speaks_openhands
 from tenure.server.problems import answer_with_problems
 from tenure.server.recordings import Recordings
 from tenure.server.reference import Reference
@@ -108,6 +109,8 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
     commands = Commands(node, watches, bounds)
     take_faces(app, conversations, conversations.recordings, commands, Cluster(node), Secrets(node), Reference(app))
     describe(app, ROUTES, (shape for *_, shapes in TABLE for shape in shapes.values()), keyed=bool(node.config.api_key))
+    if speaks_openhands(node):
+        mount(app, node, watches, bounds)
     answer_with_problems(app)
     if node.config.api_key:
         app.add_middleware(Guard, api_key=node.config.api_key)

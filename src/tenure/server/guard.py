@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from tenure.config import Config
 
-OPEN = ("/healthz", "/readyz")
-"""What a load balancer asks without a key, by whatever name."""
+OPEN = ("/healthz", "/readyz", "/health", "/alive", "/server_info")
+"""What a load balancer asks without a key, by whatever name; the last three are the OpenHands SDK's."""
+SDK_HEADER = "X-Session-API-Key"
+"""Where the OpenHands SDK's client puts the key."""
 
 
 def _is_open(scope: Scope) -> bool:
@@ -26,11 +28,13 @@ def _is_open(scope: Scope) -> bool:
 
 @final
 class Guard:
-    """Refuses requests without the key. The comparison takes the same time whatever is wrong."""
+    """Refuses requests without the key. The comparison takes the same time whatever is wrong. A socket looks for itself:
+    its key may come with the first frame."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self.app = app
         self._expected = f"Bearer {api_key}".encode()
+        self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._lets_in(scope):
@@ -46,7 +50,10 @@ class Guard:
     def _lets_in(self, scope: Scope) -> bool:
         if _is_open(scope):
             return True
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        headers = Headers(scope=scope)
+        if hmac.compare_digest(headers.get(SDK_HEADER, "").encode(errors="replace"), self._key):
+            return True
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         given = f"{scheme.capitalize()} {token.strip()}".encode(errors="replace")
         return hmac.compare_digest(given, self._expected)
 
@@ -79,9 +86,14 @@ class OwnPages:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        foreign = None if scope["type"] != "http" or _is_open(scope) else self._foreign(Headers(scope=scope))
+        asked = scope["type"] in ("http", "websocket") and not _is_open(scope)
+        foreign = self._foreign(Headers(scope=scope)) if asked else None
         if foreign is None:
             await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":  # no browser asks for leave before it opens one: to refuse is all there is
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
             return
         field, value = foreign
         limit = "must be this node's own while it has no key"

@@ -115,7 +115,7 @@ class StrictRoute(APIRoute):
         async def strictly(request: Request) -> Response:
             refuse_unknown_parameters(request, parameters)
             try:
-                return await answer(await _read(request) if takes_body else request)
+                return await answer(await read_strictly(request) if takes_body else request)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody hears it; and it is no error of ours
             except asyncio.CancelledError:
@@ -137,7 +137,11 @@ def refuse_unknown_parameters(request: Request, known: set[str]) -> None:
             )
 
 
-async def _read(request: Request) -> Request:
+async def read_strictly(request: Request) -> ReadRequest:
+    """The request with its body read, bounded and checked.
+
+    :raises InvalidInputError: as :func:`read_json`. :raises Problem: too large, or no JSON by its content type.
+    """
     limit = cast("Bounds", request.app.state.bounds).body_bytes
     data = bytearray()
     async for chunk in request.stream():

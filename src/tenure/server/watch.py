@@ -178,13 +178,20 @@ async def find(store: Store, conversation: str, user_id: str | None = None) -> R
 
 
 async def read(
-    store: Store, conversation: str, after: int, limit: int, kinds: Sequence[str] = (), user_id: str | None = None
+    store: Store,
+    conversation: str,
+    after: int,
+    limit: int,
+    kinds: Sequence[str] = (),
+    user_id: str | None = None,
+    *,
+    snapshot: bool = False,
 ) -> Reading:
-    """A page of a journal, for whoever may see it.
+    """A page of a journal, for whoever may see it; with its `snapshot` as :meth:`Store.read` gives it.
 
     :raises UnknownConversationError: there is none, or it is another user's. :raises ConversationDeletedError: deleted.
     """
-    reading = await store.read(conversation, after, min(limit, store.limits.page), kinds=kinds)
+    reading = await store.read(conversation, after, min(limit, store.limits.page), kinds=kinds, snapshot=snapshot)
     match reading:
         case Reading():
             if user_id is not None and reading.record.user_id != user_id:

@@ -12,14 +12,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
-from tenure.abc import AgentLoop
+from tenure.abc import AgentLoop, RuntimeFailure
+from tenure.errors import InvalidInputError
 from tenure.journal import Delivery
 from tenure.loops.openhands.live import LiveOpenHands, insist_on_runtime
+from tenure.loops.openhands.requests import Asked, asked, import_tools
 from tenure.loops.openhands.sdk import Loading, insist_on_extra
-from tenure.loops.openhands.settings import NodeModel, check, check_size
+from tenure.loops.openhands.settings import NodeModel, check, check_size, shown_agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -49,6 +52,7 @@ class OpenHandsLoop(AgentLoop):
         :raises InvalidInputError: names the field and the remedy. :raises NodeUnavailableError: the SDK is not there yet.
         """
         check_size(settings)
+        import_tools(settings)
         check(settings, self._loading.get(), self._node)
         return settings
 
@@ -56,11 +60,30 @@ class OpenHandsLoop(AgentLoop):
         """:raises InvalidInputError: naming `agent`: a module cannot be imported."""
         await self._loading.wait()
 
+    async def asked(self, body: Mapping[str, Any]) -> Asked:
+        """What a client of the SDK asks for with its ``StartConversationRequest``.
+
+        :raises InvalidInputError: names the field. :raises NodeUnavailableError: the SDK is not there yet.
+        """
+        return await asyncio.to_thread(asked, body, self._loading.get())
+
+    async def shown_agent(self, settings: JsonObject) -> JsonObject:
+        """The agent of settings that name none, as the SDK's own server shows one: without secrets.
+
+        :raises InvalidInputError: this node has no model either. :raises NodeUnavailableError: the SDK is not there yet.
+        """
+        return await asyncio.to_thread(shown_agent, settings, self._loading.get(), self._node)
+
     @asynccontextmanager
     async def open(self, place: Place) -> AsyncGenerator[LiveLoop]:
         insist_on_runtime(place.runtime)
         place.hide(self._node.secrets)
-        live = LiveOpenHands(place, await self._loading.wait(), self._node)
+        sdk = await self._loading.wait()
+        try:
+            await asyncio.to_thread(import_tools, place.settings)
+        except InvalidInputError as error:
+            raise RuntimeFailure(str(error), step="tools") from error
+        live = LiveOpenHands(place, sdk, self._node)
         try:
             yield live
         finally:

@@ -17,7 +17,7 @@ from tenure.loops.openhands.settings import wish
 from tenure.loops.openhands.store import EVENT, WORKSPACE, JournalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from tenure.abc import Place, Turn
     from tenure.journal import Event, Json
@@ -56,8 +56,12 @@ class LiveOpenHands:
         self._runner: Runner | None = None
         self._store: JournalStore | None = None
         self._conversation: Any = None
+        self._asked: Any = None
+        """Settings and values of credentials that it follows."""
         self._made_of: Any = None
-        """Settings and values that the conversation was made of; others make it anew."""
+        """What the conversation was made of; something else makes it anew."""
+        self._given: Mapping[str, str] = {}
+        """Secrets that the conversation's registry has."""
         self._workspace: str | None = None
         """The name of the workspace that the journal knows."""
         self._unseen: dict[str, str] = {}
@@ -134,6 +138,7 @@ class LiveOpenHands:
             store.shut(why)
         self._stop_tools()
         self._runner = self._conversation = self._store = None
+        self._given = {}
         if runner is not None:
             runner.leave(conversation.close if conversation is not None else lambda: None)
 
@@ -163,16 +168,20 @@ class LiveOpenHands:
             await self._run(conversation, turn, store)
 
     def _loaded(self, turn: Turn, store: JournalStore) -> Any:
-        """The SDK's conversation, made anew if its settings or the values of its credentials are others now."""
+        """The SDK's conversation; made anew if its agent, or the value of a credential in it, is another one now."""
         values = dict(self._place.credentials())
-        if self._conversation is None or self._made_of != (turn.settings, values):
+        if self._conversation is not None and self._asked == (turn.settings, values):
+            return self._conversation
+        runtime = turn.runtime
+        assert isinstance(runtime, Launches), "seen when the loop was opened"
+        wanted = wish(turn.settings, self._sdk, self._node, values, runtime.launcher(("/bin/bash",)))
+        if self._conversation is None or self._made_of != wanted.made_of:
             if self._conversation is not None:
                 self._conversation.close()
-            runtime = turn.runtime
-            assert isinstance(runtime, Launches), "seen when the loop was opened"
-            shell = runtime.launcher(("/bin/bash",))
-            self._conversation = self._load(turn, wish(turn.settings, self._sdk, self._node, values, shell), store)
-            self._made_of = (turn.settings, values)
+            self._conversation, self._given = self._load(turn, wanted, store), {}
+            self._made_of = wanted.made_of
+        self._adapt(self._conversation, wanted)
+        self._asked = (turn.settings, values)
         return self._conversation
 
     def _load(self, turn: Turn, wanted: Wanted, store: JournalStore) -> Any:
@@ -189,6 +198,7 @@ class LiveOpenHands:
                 visualizer=None,
                 callbacks=[self._see],
                 delete_on_close=False,
+                stuck_detection=wanted.stuck_detection,
                 max_iteration_per_run=wanted.max_iterations,
                 token_callbacks=[self._tell_token(turn)] if wanted.agent.llm.stream else None,
             )
@@ -198,11 +208,18 @@ class LiveOpenHands:
         conversation.state.set_on_state_change(self._tell_state(conversation, store))
         waiting = conversation.state.execution_status == self._sdk.Status.WAITING_FOR_CONFIRMATION
         self._unseen = {a.id: a.tool_call_id for a in self._pending(conversation)} if waiting else {}
+        return conversation
+
+    def _adapt(self, conversation: Any, wanted: Wanted) -> None:
+        """What may change from turn to turn beneath the same agent: its terminals stay."""
+        conversation.max_iteration_per_run = wanted.max_iterations
         if wanted.policy is not None and wanted.policy != conversation.state.confirmation_policy:
             conversation.set_confirmation_policy(wanted.policy)
-        if wanted.secrets:
+        if wanted.analyzer is not None and wanted.analyzer != conversation.state.security_analyzer:
+            conversation.set_security_analyzer(wanted.analyzer)
+        if wanted.secrets and wanted.secrets != self._given:
             conversation.update_secrets(dict(wanted.secrets))
-        return conversation
+            self._given = wanted.secrets
 
     def _repair(self, conversation: Any) -> None:
         """An explicit error for each action without outcome, unless it waits for a person: the SDK would run it again."""

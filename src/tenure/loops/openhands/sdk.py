@@ -64,6 +64,7 @@ class Sdk:
     LocalConversation: Any
     Message: Any
     MessageEvent: Any
+    SecurityAnalyzerBase: Any
     Status: Any
     TextContent: Any
     default_agent: Any
@@ -94,6 +95,7 @@ def load(modules: Sequence[str] = ()) -> Sdk:
         LocalConversation=conversation.LocalConversation,
         Message=sdk.Message,
         MessageEvent=event.MessageEvent,
+        SecurityAnalyzerBase=_import("openhands.sdk.security.analyzer").SecurityAnalyzerBase,
         Status=state.ConversationExecutionStatus,
         TextContent=sdk.TextContent,
         default_agent=_import("openhands.tools.preset.default").get_default_agent,

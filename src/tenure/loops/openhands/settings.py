@@ -50,9 +50,13 @@ class Wanted:
 
     agent: Any
     policy: Any
+    analyzer: Any
     max_iterations: int
+    stuck_detection: bool
     secrets: Mapping[str, str]
     """What commands of the agent may use by name: every credential that its models do not need."""
+    made_of: tuple[Any, ...]
+    """What the agent is made of, values included: another one is another agent. The rest may change beneath it."""
 
 
 @final
@@ -101,11 +105,20 @@ def check(settings: JsonObject, sdk: Sdk, node: NodeModel) -> None:
     """
     named = {name: f"the value of {name}" for name in credentials(settings)}
     wanted = wish(settings, sdk, node, named, None)
-    for place, value in _secrets_in(wanted.agent, "agent"):
+    for place, value in secrets_in(wanted.agent, "agent"):
         own = "llm" not in settings and "agent" not in settings
         if value not in (*named.values(), KEYLESS) and not own:
             remedy = f'put it into the vault, name it in settings.credentials, and write "${place[-1].upper()}" here'
             raise InvalidInputError(f"settings.{'.'.join(place)}", "holds a secret itself", remedy)
+
+
+def shown_agent(settings: JsonObject, sdk: Sdk, node: NodeModel) -> JsonObject:
+    """The agent that the settings ask for as JSON, secrets hidden by the SDK.
+
+    :raises InvalidInputError: names the field and the remedy.
+    """
+    named = {name: f"the value of {name}" for name in credentials(settings)}
+    return wish(settings, sdk, node, named, None).agent.model_dump(mode="json")
 
 
 def wish(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str, str], shell: Path | None) -> Wanted:
@@ -122,13 +135,23 @@ def wish(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str, s
     iterations = settings.get("max_iterations", MAX_ITERATIONS)
     if not isinstance(iterations, int) or isinstance(iterations, bool) or not 1 <= iterations <= 100_000:
         raise InvalidInputError("settings.max_iterations", "must be 1 to 100000", f"leave it out for {MAX_ITERATIONS}")
-    policy = settings.get("confirmation_policy")
+    stuck_detection = settings.get("stuck_detection", True)
+    if not isinstance(stuck_detection, bool):
+        raise InvalidInputError("settings.stuck_detection", "must be true or false", "leave it out for true")
     return Wanted(
         agent,
-        None if policy is None else _validated(sdk.ConfirmationPolicyBase, policy, "settings.confirmation_policy"),
+        _optional(sdk.ConfirmationPolicyBase, settings, "confirmation_policy"),
+        _optional(sdk.SecurityAnalyzerBase, settings, "security_analyzer"),
         iterations,
+        stuck_detection,
         {name: value for name, value in values.items() if name not in used},
+        (settings.get("agent"), settings.get("llm"), {name: values[name] for name in used}, shell),
     )
+
+
+def _optional(model: Any, settings: JsonObject, name: str) -> Any:
+    value = settings.get(name)
+    return None if value is None else validated(model, value, f"settings.{name}")
 
 
 def _agent(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str, str], used: set[str]) -> Any:
@@ -136,7 +159,7 @@ def _agent(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str,
         asked = _filled(settings["agent"], values, used, "settings.agent")
         if isinstance(asked, Mapping) and asked.get("kind", "Agent") != "Agent":
             raise InvalidInputError("settings.agent.kind", "must be Agent", "others run outside of the journal")
-        agent = _validated(sdk.Agent, asked, "settings.agent")
+        agent = validated(sdk.Agent, asked, "settings.agent")
         if agent.mcp_config:
             raise InvalidInputError(
                 "settings.agent.mcp_config", "is not taken: servers of MCP outlive the owner", "leave it out"
@@ -147,7 +170,7 @@ def _agent(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str,
         asked = _filled(asked, values, used, "settings.llm")
         if isinstance(asked, Mapping) and "api_key" not in asked:
             asked = {**asked, "api_key": KEYLESS}
-    llm = _validated(sdk.LLM, node.as_settings() if asked is None else asked, "settings.llm")
+    llm = validated(sdk.LLM, node.as_settings() if asked is None else asked, "settings.llm")
     return sdk.default_agent(llm=llm, cli_mode=True)
 
 
@@ -171,7 +194,7 @@ def _filled(value: Json, values: Mapping[str, str], used: set[str], field: str) 
             return value
 
 
-def _validated(model: Any, value: Any, field: str) -> Any:
+def validated(model: Any, value: Any, field: str) -> Any:
     """What the SDK's model makes of it. Its errors are told without the input: that may hold a value.
 
     :raises InvalidInputError: names the field.
@@ -205,16 +228,16 @@ def _shelled(tool: Any, shell: Path) -> Any:
     return tool.model_copy(update={"params": {k: v for k, v in params.items() if k not in ("env", "username")}})
 
 
-def _secrets_in(value: Any, *place: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def secrets_in(value: Any, *place: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every secret in a model of the SDK, with where it stands."""
     if callable(getattr(value, "get_secret_value", None)):
         yield place, value.get_secret_value()
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _secrets_in(getattr(value, name), *place, name)
+            yield from secrets_in(getattr(value, name), *place, name)
     elif isinstance(value, Mapping):
         for name, part in cast("Mapping[str, Any]", value).items():
-            yield from _secrets_in(part, *place, str(name))
+            yield from secrets_in(part, *place, str(name))
     elif isinstance(value, list | tuple):
         for at, part in enumerate(cast("Sequence[Any]", value)):
-            yield from _secrets_in(part, *place, str(at))
+            yield from secrets_in(part, *place, str(at))

@@ -11,6 +11,7 @@ import concurrent.futures
 import json
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from tenure.errors import LoopError, OwnershipLostError
@@ -58,6 +59,8 @@ class JournalStore:
         """Tool calls by the id of their action, open in this turn."""
         self._files: dict[str, str] = {}
         """Every event as text, by the name of its file, in order."""
+        self._stamp = ""
+        """The time of the last event."""
         events = [cast("dict[str, Any]", e.body) for e in history if e.kind == EVENT]
         for event in events:
             self._keep(event, json.dumps(event))
@@ -121,9 +124,10 @@ class JournalStore:
                 self._save(json.loads(text))
             elif _is_event(path):
                 event: dict[str, Any] = json.loads(text)
+                event["timestamp"] = max(in_utc(event["timestamp"]), self._stamp)
                 opens, closes = self._calls(event)
                 self.write_blocking([Draft(EVENT, event, opens=opens, closes=closes)])
-                self._keep(event, text)
+                self._keep(event, json.dumps(event))
                 for action in closes:
                     del self._open[action]
                 if opens:
@@ -169,6 +173,7 @@ class JournalStore:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _keep(self, event: Mapping[str, Any], text: str) -> None:
+        self._stamp = str(event["timestamp"])
         self._files[f"{EVENTS}/event-{len(self._files):05d}-{event['id']}.json"] = text
 
     def _calls(self, event: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -201,6 +206,12 @@ class JournalStore:
 
     def _state(self) -> JsonObject:
         return {"length": len(self._files), "base": self.base}
+
+
+def in_utc(timestamp: str) -> str:
+    """The SDK writes this machine's local time and leaves the zone out; readers order events of several machines by it.
+    In the journal it is UTC, in the same form, and (see `write`) it never goes back, whatever the next owner's clock says."""
+    return datetime.fromisoformat(timestamp).astimezone(UTC).replace(tzinfo=None).isoformat()
 
 
 def _is_event(path: str) -> bool:

@@ -189,6 +189,7 @@ class ProcessProvider(RuntimeProvider):
 
     :param root: the folder; made if it is not there.
     :param limits: what each command may use.
+    :param allows: which folders (links resolved) a conversation may name as its workspace.
     :param grace_s: how long a command has between SIGTERM and SIGKILL at its time-out.
     :param wanted: how commands are kept apart from the node.
     """
@@ -197,8 +198,15 @@ class ProcessProvider(RuntimeProvider):
     outlives_node = False
 
     def __init__(
-        self, root: Path, *, limits: ProcessLimits | None = None, grace_s: float = 2.0, wanted: Wanted | None = None
+        self,
+        root: Path,
+        *,
+        limits: ProcessLimits | None = None,
+        grace_s: float = 2.0,
+        wanted: Wanted | None = None,
+        allows: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        self._allows = allows
         self._given_root = Path(root)
         self._limits = limits or ProcessLimits()
         self._grace_s = grace_s
@@ -210,12 +218,12 @@ class ProcessProvider(RuntimeProvider):
         self._probed = False
 
     @classmethod
-    def parse(cls, root: Path, options: Mapping[str, str]) -> Self:
+    def parse(cls, root: Path, options: Mapping[str, str], allows: Callable[[str], bool] = lambda _: False) -> Self:
         """As ``open_provider`` reads it. :raises InvalidInputError: naming `runtime`."""
         apart = {field.name for field in fields(Wanted)}
         wanted = Wanted.parse({name: text for name, text in options.items() if name in apart})
         limits = ProcessLimits.parse({name: text for name, text in options.items() if name not in apart})
-        return cls(root, limits=limits, wanted=wanted)
+        return cls(root, limits=limits, wanted=wanted, allows=allows)
 
     async def open(self) -> None:
         """Try how commands can be isolated here, once.
@@ -234,6 +242,14 @@ class ProcessProvider(RuntimeProvider):
         if self._isolation is None or not self._isolation.why:
             return ""
         return f"commands are not isolated, they have the node's network: {self._isolation.why}; {REMEDY}"
+
+    def named_folder(self, settings: JsonObject) -> Path | None:
+        """An absolute ``working_dir``, links resolved, where whoever runs the node allows it. Nobody removes it."""
+        asked = settings.get("working_dir")
+        if not isinstance(asked, str) or not asked.startswith("/") or "\0" in asked or len(asked) > 4000:
+            return None
+        folder = os.path.realpath(asked)
+        return Path(folder) if self._allows(folder) else None
 
     async def provision(self, spec: RuntimeSpec, progress: Callable[[str], None]) -> ProcessRuntime:
         """Make the folder and the file that marks the runtime; the first time, see that a command runs.
@@ -320,7 +336,10 @@ class ProcessProvider(RuntimeProvider):
         return self._root / "workspaces" / files.folder(workspace)
 
     def _make(self, spec: RuntimeSpec) -> Path:
-        place, mark = self._place(spec.workspace), self._mark(spec.name)
+        named = self.named_folder(spec.settings)
+        if named is not None:
+            named.mkdir(parents=True, exist_ok=True)  # its rights are its owner's business
+        place, mark = named or self._place(spec.workspace), self._mark(spec.name)
         for folder in (self._root, place, mark.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if mark.exists() and not self._is_mine(spec.name):
