@@ -11,7 +11,7 @@ import redis_servers
 from tenure.abc import Append, Appended, Death, Fenced, Filters, Held, Load, Reading, Reason, Repeated
 from tenure.conversation import Settle
 from tenure.errors import StoreUnavailableError
-from tenure.lease import Epoch, IncarnationId
+from tenure.lease import Epoch, IncarnationId, Token
 from tenure.stores.redis.scripts import Call, Share, joined, script
 from tenure.stores.redis.servers import Servers
 from tenure.testing.servers import RedisServer, Watched
@@ -189,13 +189,13 @@ async def test_what_is_asked_at_once_travels_together(server: RedisServer):
 
 
 async def test_plain_batches_of_many_are_one_call_and_each_has_its_answer(server: RedisServer, stage: Stage):
-    """One that settles, one of a lease that is lost and one that is repeated go by themselves, and fail nobody else."""
+    """One that settles, one with another's token and one that is repeated go by themselves, and fail nobody else."""
     writers = [await stage.owned() for _ in range(8)]
     repeated = writers[1].batch(note("again"))
     first = expect(Appended, await stage.store.append(repeated))
-    await writers[2].release()
     batches = [writer.batch(note(f"note {n}"), note("…")) for n, writer in enumerate(writers)]
     batches[0], batches[1] = replace(batches[0], settle=OPEN), repeated
+    batches[2] = replace(batches[2], lease=replace(batches[2].lease, token=Token("forged")))
     server.forget_calls()
     answers = await stage.store.append_all(batches)
     assert server.calls()["evalsha"] == 1 + 3

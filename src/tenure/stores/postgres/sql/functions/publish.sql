@@ -1,5 +1,6 @@
 -- Deltas and hints: what followers hear. It runs on a connection of its own, apart from every write: a transaction that
--- notifies takes a lock of the whole database at its commit.
+-- notifies takes a lock of the whole database at its commit. It also gets a number, for which the commit would wait for the disk:
+-- what may be lost waits for nothing.
 
 -- Hand deltas to whoever listens: sent, or fenced. A delta is cut into payloads that fit into a notification each.
 CREATE FUNCTION publish(requests json, clock float8[], channel text, refusals_kept integer) RETURNS SETOF answer
@@ -7,6 +8,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     q record; c conversations;
 BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
     FOR q IN SELECT * FROM json_to_recordset(requests) AS r(
         item integer, id text, incarnation text, epoch bigint, token text, payloads json
     ) ORDER BY r.item LOOP
@@ -25,5 +27,6 @@ BEGIN
 END $$;
 
 CREATE FUNCTION tell(channel text, payloads text[]) RETURNS void LANGUAGE sql AS $$
+    SELECT set_config('synchronous_commit', 'off', true);
     SELECT pg_notify($1, p) FROM unnest($2) p
 $$;
