@@ -42,10 +42,15 @@ def _object(text: str | None) -> JsonObject:
 
 
 def record_of(shown: Sequence[Reply]) -> Record:
-    """The record out of what ``shown`` of ``lua/shared/record.lua`` answers: the store's now, then the hash, in which what is 0 or
-    false is not there."""
-    now, flat = shown
+    """The record out of what a script shows: the store's now, then the hash, in which what is 0 or false is not there; behind
+    it, where the script has changed the record, what it has set, and which fields are gone."""
+    now, flat, *changes = shown
     hash = _pairs(flat)
+    if changes:
+        set, gone = changes
+        hash |= _pairs(set)
+        for field in gone:
+            hash.pop(field.decode(), None)
     get = hash.get
 
     def number(field: str) -> int:
@@ -82,6 +87,12 @@ def record_of(shown: Sequence[Reply]) -> Record:
         created_at=instant(hash.get("created_at", "0")),
         updated_at=instant(hash.get("updated_at", "0")),
     )
+
+
+def created_no_of(shown: Sequence[Reply]) -> int:
+    """The creation number of a conversation that a script has just created."""
+    _, _, set, _ = shown
+    return int(set[set.index(b"created_no") + 1])
 
 
 def _owner(hash: dict[str, str], epoch: Epoch) -> Owner | None:

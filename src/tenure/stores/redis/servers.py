@@ -108,6 +108,22 @@ class Servers:
                 return reply
         raise StoreUnavailableError(f"{self.address}: its keys are being moved; repeat the request unchanged")
 
+    async def run_all(self, calls: Sequence[tuple[str, Call]]) -> list[Reply]:
+        """Many scripts, each where its tag's keys live: one request to each server; all the same as :meth:`run`."""
+        ways: dict[Endpoint, list[int]] = {}
+        for place, (tag, _) in enumerate(calls):
+            ways.setdefault(await self._find(tag), []).append(place)
+        replies: list[Reply] = [None] * len(calls)
+        for endpoint, places in ways.items():
+            commands = [calls[place][1].command() for place in places]
+            answers = await self._ask(endpoint, Lane.WRITES, commands, durable=True)
+            for place, answer in zip(places, answers, strict=True):
+                replies[place] = answer
+        for place, (tag, call) in enumerate(calls):
+            if isinstance(replies[place], ReplyError):  # not done, by the server's own word
+                replies[place] = await self.run(tag, call)
+        return replies
+
     async def join(self, tag: str, share: Share) -> Reply:
         """A share of a script for many, with whoever else asks for the same just now; all the same as :meth:`run`.
 
@@ -145,12 +161,14 @@ class Servers:
     async def _ask(
         self, endpoint: Endpoint, lane: Lane, commands: Sequence[Command], *, durable: bool = False
     ) -> list[Reply]:
-        return await self._through(endpoint, lane, lambda link: link.ask(*commands, durable=durable))
+        return await self._through(endpoint, lane, lambda link: link.ask(*commands, durable=durable), len(commands))
 
-    async def _through[R](self, endpoint: Endpoint, lane: Lane, asking: Callable[[Link], Awaitable[R]]) -> R:
+    async def _through[R](
+        self, endpoint: Endpoint, lane: Lane, asking: Callable[[Link], Awaitable[R]], requests: int = 1
+    ) -> R:
         """Ask on a connection to that server, as soon as there is room for a request."""
         async with self._room:
-            self.under_way += 1
+            self.under_way += requests
             try:
                 link = self._links.get((endpoint, lane))
                 if link is None or not link.usable:
@@ -160,7 +178,7 @@ class Servers:
                 self._map.forget()
                 raise
             finally:
-                self.under_way -= 1
+                self.under_way -= requests
 
     async def _elsewhere(self, refused: ReplyError) -> Endpoint | None:
         """Where else to ask, once: what ``ASK`` says. ``MOVED`` is for good and corrects the map.

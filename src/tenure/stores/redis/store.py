@@ -197,7 +197,7 @@ class RedisStore(Store):
         return await self._parts.writes.each(self._parts.writes.submit, requests)
 
     async def claim_all(self, requests: Sequence[Claim]) -> list[Claimed]:
-        return await self._parts.writes.each(self._parts.writes.claim, requests)
+        return await self._parts.writes.claim_all(requests)
 
     async def append_all(self, requests: Sequence[Append]) -> list[AppendResult]:
         for request in requests:

@@ -29,7 +29,7 @@ from tenure.journal import SettingsChanged, canonical, digest, draft
 from tenure.lease import Epoch, Lease
 from tenure.stores.redis.keys import PAPERS
 from tenure.stores.redis.rebuild import rebuild
-from tenure.stores.redis.replies import appended_of, record_of
+from tenure.stores.redis.replies import appended_of, created_no_of, record_of
 from tenure.stores.redis.requests import (
     batch_arguments,
     claim_arguments,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from tenure.stores.redis.keys import ConversationKeys, Keyspace
     from tenure.stores.redis.link import Reply
     from tenure.stores.redis.registry import Registry
+    from tenure.stores.redis.scripts import Call
     from tenure.stores.redis.servers import Servers
 
 DELTA_BYTES = 1 << 16
@@ -113,10 +114,6 @@ class Writes:
         """A creation number that came by."""
         self.created_no = max(self.created_no, created_no)
 
-    def _saw_created(self, shown: Sequence[Reply]) -> None:
-        flat = shown[1]
-        self.saw(int(flat[flat.index(b"created_no") + 1]))
-
     # conversations
 
     async def submit(self, request: Submit) -> Submitted:
@@ -138,7 +135,7 @@ class Writes:
         match answer:
             case [b"accepted", seq, created, shown]:
                 if created == b"1":
-                    self._saw_created(shown)
+                    self.saw(created_no_of(shown))
                 return Accepted(int(seq), record_of(shown), created == b"1")
             case [b"duplicate", seq, shown]:
                 return Duplicate(int(seq), record_of(shown))
@@ -168,9 +165,24 @@ class Writes:
             assert owner is not None, "elsewhere is with somebody"
             if not await self._registry.dead_among([owner.incarnation]):
                 break
-        return _claimed(request, answer)
+        return self._claimed(request, answer)
+
+    async def claim_all(self, requests: Sequence[Claim]) -> list[Claimed]:
+        """One request for all; what has to be looked at again is claimed by itself, with the same token (rule 3)."""
+        may_claim = {name: await self._registry.may_claim(name) for name in {one.incarnation for one in requests}}
+        calls = [self._claim_call(request, may_claim=may_claim[request.incarnation]) for request in requests]
+        answers = await self._servers.run_all(calls)
+        again = (b"lost", b"elsewhere") if self._servers.is_cluster else (b"lost",)
+        return [
+            await self.claim(request) if answer[0] in again else self._claimed(request, answer)
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     async def _claim(self, request: Claim, *, may_claim: bool) -> list[Reply]:
+        tag, call = self._claim_call(request, may_claim=may_claim)
+        return await self._until_found(request.conversation, lambda: self._servers.run(tag, call))
+
+    def _claim_call(self, request: Claim, *, may_claim: bool) -> tuple[str, Call]:
         keys = self._keyspace.conversation(request.conversation)
         creation, _ = creation_arguments(request.create, self.created_no, self._limits)
         call = script("claim").call(
@@ -186,10 +198,12 @@ class Writes:
             register=() if self._servers.is_cluster else (self._keyspace.register,),
             dead=self._registry.lately_dead if self._servers.is_cluster else (),
         )
-        answer = await self._until_found(request.conversation, lambda: self._servers.run(keys.tag, call))
+        return keys.tag, call
+
+    def _claimed(self, request: Claim, answer: list[Reply]) -> Claimed:
         if answer[:2] == [b"held", b"1"]:
-            self._saw_created(answer[2])
-        return answer
+            self.saw(created_no_of(answer[2]))
+        return _claimed(request, answer)
 
     async def append(self, request: Append) -> AppendResult:
         """Most batches are plain, and travel with everybody's; what is not, or is not simply the next one, goes by itself."""

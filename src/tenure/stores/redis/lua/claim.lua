@@ -49,27 +49,28 @@ local function grant(record, at)
 end
 
 if register and redis.call('HGET', register, incarnation) ~= 'registered' then claimant_dead = '1' end
-local before = load(lock)
+local before, stands = fetch(lock)
 if not before and redis.call('EXISTS', journal) == 1 then return { 'lost' } end
 if not before and not creation then return { 'unknown' } end
 if not before and claimant_dead == '1' then return { 'dead' } end
 if not before and event_large == '1' then return { 'refused', 'settings-too-large' } end
 local now, at = clock(given)
 local record = before or new_record(conversation, creation, at)
+local as_is = { int(now), stands }
 if record.deleted == 1 then return { 'deleted', int(record.epoch) } end
 local mine = record.owner == incarnation
-if mine and record.token == token then return { 'held', '0', shown(lock, now) } end
+if mine and record.token == token then return { 'held', '0', as_is } end
 if claimant_dead == '1' then return { 'dead' } end
-if before and creation and not fits(creation, before) then return { 'refused', 'conversation-exists', shown(lock, now) } end
+if before and creation and not fits(creation, before) then return { 'refused', 'conversation-exists', as_is } end
 if record.owner and not mine and forced ~= '1' and not is_dead(record.owner) then
-  return { 'elsewhere', shown(lock, now) }
+  return { 'elsewhere', as_is }
 end
 if int(record.epoch) ~= expected_epoch then
-  return { 'stale', before and shown(lock, now) or drawn(record, now) }
+  return { 'stale', before and as_is or drawn(record, now) }
 end
 if not before then enlist(record, creation, created, journal) end
 local after = before and changed(before) or record
 grant(after, at)
-save(lock, indexes, before, after)
+local set, gone = save(lock, indexes, before, after)
 tell_moved(channel, after)
-return { 'held', before and '0' or '1', shown(lock, now) }
+return { 'held', before and '0' or '1', { int(now), stands, set, gone } }

@@ -40,7 +40,8 @@ while count < limit do
     complete = false
     break
   end
-  local piece = redis.call('XRANGE', journal, from, '+', 'COUNT', math.min(PIECE, limit - count))
+  local asked = math.min(PIECE, limit - count)
+  local piece = redis.call('XRANGE', journal, from, '+', 'COUNT', asked)
   for _, one in ipairs(piece) do
     local id, fields = one[1], one[2]
     after, from = tonumber(id:match('%d+$')), '(' .. id
@@ -51,6 +52,6 @@ while count < limit do
       for f = 2, 12, 2 do found[#found + 1] = fields[f] end
     end
   end
-  if #piece == 0 then break end
+  if #piece < asked then break end
 end
 return { 'reading', shown(lock, (clock(given))), start, int(after), complete and '1' or '0', found }

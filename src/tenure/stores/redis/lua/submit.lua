@@ -23,15 +23,15 @@ local creation = event ~= '' and {
   title = nullable(title), metadata = metadata, wanted = create_wanted,
 }
 
-local function known(record, now)
+local function known(record, as_is)
   local stands = redis.call('HGET', keys, key)
   if stands then
     local seq, of = stands:match('^(%d+) (.*)$')
-    if of == digest then return { 'duplicate', seq, shown(lock, now) } end
+    if of == digest then return { 'duplicate', seq, as_is } end
     return { 'reused', seq }
   end
   if kind == 'start' and record.open_start ~= 0 then
-    return { 'duplicate', int(record.open_start), shown(lock, now) }
+    return { 'duplicate', int(record.open_start), as_is }
   end
 end
 
@@ -66,27 +66,28 @@ local function accept(record, at)
 end
 
 if kind ~= '' and large == '1' then return { 'large', 'command' } end
-local before = load(lock)
+local before, stands = fetch(lock)
 if not before and redis.call('EXISTS', journal) == 1 then return { 'lost' } end
 if not before and not creation then return { 'unknown' } end
 if not before and event_large == '1' then return { 'large', 'event' } end
 local now, at = clock(given)
+local as_is = { int(now), stands }
 local after
 if before then
   if before.deleted == 1 then return { 'deleted', int(before.epoch) } end
-  if creation and not fits(creation, before) then return { 'refused', 'conversation-exists', shown(lock, now) } end
-  if kind == '' then return { 'duplicate', int(before.head), shown(lock, now) } end
-  local answer = known(before, now)
+  if creation and not fits(creation, before) then return { 'refused', 'conversation-exists', as_is } end
+  if kind == '' then return { 'duplicate', int(before.head), as_is } end
+  local answer = known(before, as_is)
   if answer then return answer end
   local reason = refusal(before)
-  if reason then return { 'refused', reason, shown(lock, now) } end
+  if reason then return { 'refused', reason, as_is } end
   after = changed(before)
 else
   after = new_record(conversation, creation, at)
   enlist(after, creation, created, journal)
 end
 if kind ~= '' then accept(after, at) end
-save(lock, indexes, before, after)
+local set, gone = save(lock, indexes, before, after)
 tell_moved(channel, after)
 tell_wanted(channel, after)
-return { 'accepted', int(after.head), before and '0' or '1', shown(lock, now) }
+return { 'accepted', int(after.head), before and '0' or '1', { int(now), stands, set, gone } }

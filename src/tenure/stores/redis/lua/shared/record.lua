@@ -20,11 +20,21 @@ end
 local function load(lock)
   local values = redis.call('HMGET', lock, unpack(READ))
   local record = {}
-  for i, field in ipairs(READ) do
-    local value = values[i]
-    record[field] = value and i <= NUMBERS and tonumber(value) or value or empty(i)
-  end
+  for i = 1, NUMBERS do record[READ[i]] = tonumber(values[i] or 0) end
+  for i = NUMBERS + 1, #READ do record[READ[i]] = values[i] end
   return record.conversation and record or nil
+end
+
+-- The same for scripts that answer the record, and therefore read its bodies too; behind it the hash as it stands.
+local function fetch(lock)
+  local flat, is_number, record = redis.call('HGETALL', lock), {}, {}
+  for i = 1, NUMBERS do is_number[READ[i]] = true end
+  for i = 1, #flat, 2 do
+    local field, value = flat[i], flat[i + 1]
+    record[field] = is_number[field] and tonumber(value) or value
+  end
+  local absent = { __index = function(_, field) return is_number[field] and 0 or false end }
+  return record.conversation and setmetatable(record, absent) or nil, flat
 end
 
 -- A record that may be changed: it holds what was set, and shows `record` for the rest.
@@ -43,18 +53,19 @@ end
 local function write_fields(lock, before, after)
   local set, gone = {}, {}
   for field, value in pairs(after) do
-    if value ~= before[field] then
+    if not before or value ~= before[field] then
       local text = stored(value)
       if text then
         set[#set + 1] = field
         set[#set + 1] = text
-      else
+      elseif before then
         gone[#gone + 1] = field
       end
     end
   end
   if #set > 0 then redis.call('HSET', lock, unpack(set)) end
   if #gone > 0 then redis.call('HDEL', lock, unpack(gone)) end
+  return set, gone
 end
 
 -- Where a record stands among the wanted; nil if it is not wanted. The text says all that a sweep has to know.
@@ -76,10 +87,18 @@ local function shift(index, from, to)
   if to then redis.call('ZINCRBY', index, 1, to) end
 end
 
+-- Whether the indexes say the same of both: most batches move nothing that they know.
+local function stays(before, after)
+  return after.wanted == before.wanted and after.owner == before.owner and after.not_before == before.not_before
+    and after.epoch == before.epoch and after.token == before.token
+end
+
 -- Write what changed, in the record and in its partition's indexes. `before` is nil where there was none; then `after` is whole.
+-- Returns the fields that were written, with their values, and those that are gone.
 local function save(lock, indexes, before, after)
+  local set, gone = write_fields(lock, before, after)
+  if before and stays(before, after) then return set, gone end
   before = before or {}
-  write_fields(lock, before, after)
   local was, is = place(before), place(after)
   if was ~= is then
     if was then redis.call('ZREM', indexes.wanted, was) end
@@ -87,6 +106,7 @@ local function save(lock, indexes, before, after)
   end
   shift(indexes.owners, was and before.owner or false, is and after.owner or false)
   shift(indexes.named, before.owner or false, after.owner or false)
+  return set, gone
 end
 
 -- The record as an answer carries it: the store's now, then the hash.
