@@ -280,7 +280,12 @@ async def call(turn: Turn, name: str, *, idempotent: bool = False, work: Awaitab
             if inspect.iscoroutine(work):
                 work.close()
             return event.body["result"]
-    await turn.journal([draft(CallStarted(name, name, idempotent, key=name))])
+    try:
+        await turn.journal([draft(CallStarted(name, name, idempotent, key=name))])
+    except BaseException:
+        if inspect.iscoroutine(work):
+            work.close()
+        raise
     result = await work if work is not None else None
     await turn.journal([draft(CallFinished(name, result))])
     return result
@@ -584,6 +589,10 @@ class Cluster:
         found = self.backing.get(conversation)
         owner = found.record.owner if found else None
         return owner.node if owner else None
+
+    def answered(self, member: Member, conversation: str = C) -> bool:
+        """Whether the member that owns it has heard the answer to each of its appends."""
+        return member.tenure(conversation).fold.seq == len(self.journal(conversation))
 
     def settled(self, seq: int, conversation: str = C) -> bool:
         """Whether the command's effect stands in the journal."""

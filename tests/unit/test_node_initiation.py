@@ -669,7 +669,7 @@ async def test_c12_nothing_is_folded_before_the_claim(cluster: Cluster):
     """The old owner's last append lands just before the claim: the new owner has read it."""
     a = await cluster.add()
     said = await cluster.say(via=a)
-    await until(lambda: cluster.settled(said))
+    await until(lambda: cluster.settled(said) and cluster.answered(a))
     a.kill()
     b = await cluster.add()
     await asyncio.sleep(1.1)

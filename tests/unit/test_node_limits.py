@@ -46,7 +46,7 @@ async def test_a_turn_with_more_open_calls_than_a_batch_takes_is_repaired_and_en
 
     a = await cluster.add(agent=Agent(on_turn=many))
     said = await cluster.say(via=a)
-    await until(lambda: len(cluster.events("call_started")) == 12)
+    await until(lambda: len(cluster.events("call_started")) == 12 and cluster.answered(a))
     a.kill()
     b = await cluster.add(agent=Agent(on_turn=many))
     b.node.store.limits = Limits(batch_events=5)

@@ -375,7 +375,7 @@ async def test_an_outage_longer_than_the_trust_window_costs_the_incarnation_and_
 
     node.agent.on_turn = work
     said = await cluster.say(via=node)
-    await until(lambda: cluster.events("call_finished"))
+    await until(lambda: cluster.events("call_finished") and cluster.answered(node))
     old = node.incarnation
     node.agent.on_turn = again
     node.rig.down = node.beats.down = True
@@ -470,6 +470,7 @@ async def test_a_takeover_of_a_long_journal_without_a_snapshot_reads_all_of_its_
     said = await cluster.say(via=b)
     await until(lambda: cluster.settled(said))
     assert cluster.record().epoch == 2
+    await until(lambda: cluster.answered(b))
     assert b.tenure().fold == cluster.fold()
 
 

@@ -159,7 +159,7 @@ async def test_a_lost_tenure_ends_its_spans_as_errors(cluster: Cluster):
     await until(lambda: cluster.events("call_started"))
     await cluster.store.register(IncarnationId("thief"), node.node._about(), 60.0)
     await cluster.claim_as("thief", forced=True, epoch=1)
-    node.tenure().poke()
+    node.tenure().hear()
     turn = (await until(lambda: to.all("tenure.turn")))[0]
     assert turn.status.status_code is StatusCode.ERROR and _about(turn)["tenure.outcome"] == "lost"
     assert _about(to.one("tenure.call"))["tenure.outcome"] == "interrupted"

@@ -12,16 +12,18 @@ import asyncio
 from typing import TYPE_CHECKING, final
 
 from tenure import facts
-from tenure.abc import Claim, Death, Held, Topic
+from tenure.abc import Claim, Death, Held, Topic, Wanted
 from tenure.errors import StoreUnavailableError
 from tenure.lease import new_token
 from tenure.node.initiation import adopt, death_of
 from tenure.node.tasks import settled
+from tenure.node.tenure import ANYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenure.abc import Claimed, Wanted
+    from tenure.abc import Claimed
+    from tenure.conversation import Record
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
 
@@ -42,23 +44,70 @@ class Claimer:
         self._requests = requests
         self._hinted = asyncio.Event()
         self._next_death_s = means.config.sweep_s
+        self._named: dict[str, None] = {}
+        """Conversations that hints named and nobody has looked at."""
 
     def hasten(self) -> None:
-        """Sweep now: a command was accepted here."""
+        """Sweep now."""
         self._hinted.set()
 
+    def take_or_hasten(self, record: Record | None) -> None:
+        """A command was accepted here: claim what nobody owns at once, as its record stood then; else sweep."""
+        if record is None or record.owner is not None or self._room() <= 0:
+            self._hinted.set()
+        elif self._free(record):
+            self._begin([_as_wanted(record)])
+
+    def _free(self, record: Record) -> bool:
+        """Whether a sweep would find it, and nobody here is at it."""
+        due = record.wanted and not record.deleted and record.owner is None and not record.retry_in_s
+        return due and record.agent in self._means.agents and not self._at_it(record.conversation)
+
+    def _at_it(self, conversation: str) -> bool:
+        return conversation in self._incarnation.starting or conversation in self._incarnation.claiming
+
     async def listen(self) -> None:
-        """Turn hints into sweeps and pokes, for as long as the store gives any."""
+        """Turn hints into sweeps, looks and pokes, for as long as the store gives any."""
         topics = [Topic(Topic.WANTED), Topic(Topic.NODE, self._incarnation.id)]
         async with self._means.store.follow(topics) as hints:
             async for hint in hints:
                 tenure = self._incarnation.holds(hint.conversation) if hint.conversation else None
                 if tenure is not None:
-                    tenure.poke()
-                    continue
-                if hint.topic.kind == Topic.WANTED and not self._hinted.is_set():
-                    await asyncio.sleep(self._means.rng.uniform(0, JITTER_S))
-                self._hinted.set()
+                    tenure.hear(ANYTHING if hint.head is None else hint.head)
+                elif hint.topic.kind != Topic.WANTED:
+                    self._hinted.set()
+                elif hint.conversation is None:
+                    self._after_others(self._hinted.set)
+                elif not self._at_it(hint.conversation):
+                    if not self._named:
+                        self._after_others(self._look)
+                    self._named[hint.conversation] = None
+
+    def _after_others(self, act: Callable[[], object]) -> None:
+        """The one that heard a command first goes ahead: no two nodes race for what one of them has begun."""
+        asyncio.get_running_loop().call_later(self._means.rng.uniform(0, JITTER_S), act)
+
+    def _look(self) -> None:
+        """Look at what hints named, unless it is so much that a sweep costs less."""
+        here = self._incarnation.holds
+        named = [name for name in self._named if here(name) is None and not self._at_it(name)]
+        self._named = {}
+        if not named or self._incarnation.over.is_set() or self._room() <= 0:
+            return
+        if len(named) > BATCH:
+            self._hinted.set()
+        else:
+            self._means.tasks.start(self._look_at(named), "look")
+
+    async def _look_at(self, named: Sequence[str]) -> None:
+        try:
+            records = await self._means.store.records(named)
+        except StoreUnavailableError:
+            self._hinted.set()
+            return
+        free = [_as_wanted(record) for record in records if record is not None and self._free(record)]
+        if free and (room := self._room()) > 0:
+            await settled(self._begin(free[:room]))
 
     async def sweep(self) -> None:
         """Sweep at every hint, at every period, and when the next lease runs out."""
@@ -106,8 +155,7 @@ class Claimer:
         found = begun = 0
         while True:
             page = await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
-            under_way = self._incarnation.starting.keys() | self._incarnation.claiming.keys()
-            free = [w for w in page.items if not self._poked(w) and w.conversation not in under_way]
+            free = [w for w in page.items if not self._poked(w) and not self._at_it(w.conversation)]
             room = self._room()
             found += len(free)
             if page.cursor is not None and room > len(free):
@@ -126,7 +174,7 @@ class Claimer:
         tenure = self._incarnation.holds(wanted.conversation)
         if tenure is None or (tenure.lease.epoch, tenure.lease.token) != (wanted.epoch, wanted.token):
             return False
-        tenure.poke()
+        tenure.hear()
         return True
 
     def _room(self) -> int:
@@ -174,3 +222,7 @@ class Claimer:
                 failures = min(failures + 1, 8)
                 await asyncio.sleep(0.01 * 2**failures * self._means.rng.uniform(0.5, 1.5))
         return ()
+
+
+def _as_wanted(record: Record) -> Wanted:
+    return Wanted(record.conversation, record.epoch, None, None, record.agent)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from tenure import facts
-from tenure.abc import About, NodeRecord, Refused, Submit, Submitted
+from tenure.abc import About, Accepted, NodeRecord, Refused, Submit, Submitted
 from tenure.clock import Clock, SystemClock
 from tenure.config import Config
 from tenure.conversation import Record, Status, status
@@ -43,7 +43,7 @@ from tenure.node.reasons import reason_of
 from tenure.node.restoration import insist_on_whole
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.telling import told_of
-from tenure.node.tenure import Means
+from tenure.node.tenure import ANYTHING, Means
 from tenure.node.turn import too_large_an_answer
 from tenure.node.witness import Witness, possible
 from tenure.vault import Allowed, Veil
@@ -356,17 +356,17 @@ class Node:
                 await asyncio.sleep(0.02 * 2**attempt * self.rng.uniform(0.5, 1.5))
                 continue
             if not isinstance(answer, Refused):
-                self._heard(request.conversation)
+                self._heard(request.conversation, answer.record if isinstance(answer, Accepted) else None)
             return answer
         raise AssertionError("unreachable")
 
-    def _heard(self, conversation_id: str) -> None:
+    def _heard(self, conversation_id: str, record: Record | None) -> None:
         incarnation = self._incarnation
         tenure = incarnation.holds(conversation_id) if incarnation is not None else None
         if tenure is not None:
-            tenure.poke()
+            tenure.hear(ANYTHING if record is None else record.head)
         elif self._claimer is not None:
-            self._claimer.hasten()
+            self._claimer.take_or_hasten(record)
 
     def check(self, agent: str, settings: JsonObject) -> JsonObject:
         """The settings as the agent keeps them, if it has no objection and this node would give what they ask for.
@@ -463,7 +463,7 @@ class Node:
             raise NodeUnavailableError("this node is registering", await self._elsewhere())
         done = await rehydration.rehydrate(incarnation, incarnation.means, copy)
         if done.record.wanted:
-            self._heard(copy.conversation_id)
+            self._heard(copy.conversation_id, done.record)
         return done
 
     async def info(self, conversation_id: str) -> AgentLoopInfo:

@@ -30,7 +30,17 @@ from tenure.abc import (
 )
 from tenure.conversation import Fold, checked, fold, settlement
 from tenure.errors import InvalidInputError, OwnershipLostError, StoreUnavailableError
-from tenure.journal import CORE_COMMANDS, TURN_ENDS, Claimed
+from tenure.journal import (
+    CORE_COMMANDS,
+    TURN_ENDS,
+    Claimed,
+    LoopStarted,
+    RuntimeAttached,
+    RuntimeLost,
+    RuntimeReady,
+    RuntimeRequested,
+    TurnStarted,
+)
 from tenure.lease import TenureState
 from tenure.node.activity import Activity
 from tenure.node.credentials import Credentials
@@ -59,6 +69,13 @@ type Drafts = Sequence[Draft] | Callable[[Fold], Sequence[Draft]]
 
 SECRETS = 500
 """So many values of one conversation stay masked; the oldest have run out by then."""
+OF_STARTS = frozenset(
+    kind.kind for kind in (RuntimeRequested, RuntimeReady, RuntimeAttached, RuntimeLost, LoopStarted, TurnStarted)
+)
+"""What is written between the first reading and the first turn."""
+ANYTHING = float("inf")
+KEPT = 1000
+"""So many events are kept at most."""
 SNAPSHOT_EVERY = 200
 """Events between two snapshots of the fold: what a takeover reads is bounded by this, not by the journal's age."""
 
@@ -136,6 +153,10 @@ class Tenure:
         """Tasks of the agent that were cancelled and have not ended."""
         self._number = 0
         self._snapshot_seq = 0
+        self._heard: float = ANYTHING
+        """The journal may reach so far."""
+        self._kept: list[Event] = []
+        """The end of the journal, without gaps, as it was read for the fold: for who asks for it a moment later."""
         self._door = asyncio.Lock()
         self._loss: OwnershipLostError | None = None
         self._secrets: list[Secret] = []
@@ -222,8 +243,14 @@ class Tenure:
         self.means.facts.tell(facts.WriteRefused(self.conversation_id, self.lease.epoch, operation))
 
     def poke(self) -> None:
-        """Something may have come: look."""
+        """Something of its own has changed: look at it."""
         self.poked.set()
+
+    def hear(self, head: float = ANYTHING) -> None:
+        """The journal reaches to `head`, or may have moved: read on if that is news, and look."""
+        if head > self.fold.seq:
+            self._heard = max(self._heard, head)
+            self.poked.set()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -234,11 +261,25 @@ class Tenure:
         """
         await settled(self.means.tasks.start(self._catch_up(snapshot), "catch up"))
 
+    async def keep_up(self) -> None:
+        """:meth:`catch_up`, if anything was heard since. What is not heard is no secret for long: the sweep finds it.
+
+        :raises OwnershipLostError: the tenure is over.
+        """
+        if self._heard > self.fold.seq:
+            await settled(self.means.tasks.start(self._keep_up(), "keep up"))
+
+    async def _keep_up(self) -> None:
+        async with self._door:
+            if self._heard > self.fold.seq:  # it may have been an append of our own that was heard of
+                await self._read_on()
+
     async def _catch_up(self, snapshot: bool) -> None:
         async with self._door:
             await self._read_on(snapshot)
 
     async def _read_on(self, snapshot: bool = False) -> None:
+        self._heard = 0
         while True:
             reading = await self.read(self.fold.seq, snapshot=snapshot)
             if reading.snapshot is not None and reading.snapshot.seq > self.fold.seq and reading.snapshot.fold:
@@ -250,6 +291,7 @@ class Tenure:
             if reading.record.head < self.fold.seq:  # a fail-over: who reads on from here would miss what comes
                 self.lose("the store was rewound")
                 self.insist()
+            self._keep(reading.events)
             self.fold = fold(self.fold, reading.events)
             for event in reading.events:
                 if event.kind == Claimed.kind and event.epoch == self.lease.epoch:
@@ -287,7 +329,10 @@ class Tenure:
                     self.insist()
 
     async def events(self, after: int, upto: int) -> list[Event]:
-        """The journal from `after` (exclusive) to `upto` (inclusive)."""
+        """The journal from `after` (exclusive) to `upto` (inclusive). What was read a moment ago is not read again."""
+        kept = self._kept
+        if kept and kept[0].seq <= after + 1 and upto <= kept[-1].seq:
+            return kept[after + 1 - kept[0].seq : max(after, upto) + 1 - kept[0].seq]
         found: list[Event] = []
         while after < upto:
             reading = await self.read(after, min(1000, upto - after))
@@ -296,6 +341,17 @@ class Tenure:
             found.extend(e for e in reading.events if e.seq <= upto)
             after = reading.events[-1].seq
         return found
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        if events and self._kept and events[0].seq != self._kept[-1].seq + 1:
+            self._kept = []
+        self._kept += events
+        if len(self._kept) > KEPT:
+            self._kept = []
+
+    def rest(self) -> None:
+        """Nothing happens for a while: keep no more than the fold."""
+        self._kept = []
 
     async def _pause(self, failures: int, error: Exception) -> int:
         if failures == 0:
@@ -407,8 +463,12 @@ class Tenure:
         for end in (d for d in drafts if d.kind in TURN_ENDS):
             self.telling.answered(before, end, result.at)
         if result.first == before.seq + 1:
-            stored = (d.stored(result.first + i, self.lease.epoch, result.at) for i, d in enumerate(drafts))
+            stored = [d.stored(result.first + i, self.lease.epoch, result.at) for i, d in enumerate(drafts)]
             self.fold = fold(before, stored)
+            if all(d.kind in OF_STARTS for d in drafts):
+                self._keep(stored)
+            else:
+                self._kept = []  # an agent may yet change the objects that it gave
         else:
             await self._read_on()
             self.poked.set()

@@ -76,7 +76,7 @@ class Turns:
         tenure = self._tenure
         while True:
             tenure.poked.clear()
-            await tenure.catch_up()
+            await tenure.keep_up()
             await self._collect()
             await self._hear_urgent()
             await self._yield_to_newcomer()
@@ -98,6 +98,8 @@ class Turns:
     async def _something_came(self) -> bool:
         """Wait for a poke; false when the conversation has been idle for long enough."""
         idle_s = self._tenure.means.config.idle_s
+        if not self._busy():
+            self._tenure.rest()
         try:
             async with asyncio.timeout(self._call_grace_s() if self._busy() else idle_s):
                 await self._tenure.poked.wait()
