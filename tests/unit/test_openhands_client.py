@@ -4,17 +4,23 @@ import asyncio
 import contextlib
 import importlib
 import json
+import shutil
 import socket
+import sys
+import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+import websockets
 from openhands_world import MARKS, World
 from round_robin import RoundRobin
 
 import tenure
+from tenure.errors import ProvisioningError
 from tenure.server import Bounds, close_streams, create_app
 
 pytestmark = MARKS
@@ -25,18 +31,22 @@ BOUNDS = Bounds(poll_s=0.2, start_wait_s=10)
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
+async def serving(app: Any, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(app, lifespan="off", log_level="error", access_log=False, ws="websockets-sansio")
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield
     finally:
         server.should_exit = True
         await task
         listener.close()
+
+
+def a_place() -> tuple[socket.socket, str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 class Cluster:
@@ -47,16 +57,19 @@ class Cluster:
         self.nodes: list[tenure.Node] = []
         self.urls: list[str] = []
 
-    async def open(self, stack: contextlib.AsyncExitStack, api_key: str = KEY) -> None:
+    async def open(self, stack: contextlib.AsyncExitStack, api_key: str = KEY, **config: Any) -> None:
         for name in ("n0", "n1", "n2"):
-            node = await self.world.node(name, api_key=api_key)
+            listener, url = a_place()
+            node = await self.world.node(name, api_key=api_key, address=url, **config)
             app = create_app(node, BOUNDS)
             self.nodes.append(node)
-            self.urls.append(await stack.enter_async_context(serving(app)))
+            self.urls.append(url)
+            await stack.enter_async_context(serving(app, listener))
             stack.callback(close_streams, app)
         self.proxy = RoundRobin(self.urls)
         stack.push_async_callback(self.proxy.close)
-        self.url = await stack.enter_async_context(serving(self.proxy.app))
+        listener, self.url = a_place()
+        await stack.enter_async_context(serving(self.proxy.app, listener))
         self.http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=self.url, headers={"X-Session-API-Key": api_key}, timeout=30)
         )
@@ -149,3 +162,331 @@ async def test_the_unchanged_client_runs_through_a_takeover_with_each_event_once
         [e.as_json() for e in world.disk.conversations[name].events]
     )
     assert LLM_KEY not in whole and SECRET not in whole
+
+
+# --- the routes, one by one -----------------------------------------------------------------------------------------
+
+
+def asking(cluster: Cluster, **more: Any) -> dict[str, Any]:
+    llm = {"model": "openai/scripted", "base_url": cluster.world.model.url, "api_key": LLM_KEY, "num_retries": 0}
+    place = {"kind": "LocalWorkspace", "working_dir": str(cluster.world.folder / "project")}
+    return {"agent": {"kind": "Agent", "llm": llm, "tools": [{"name": "act"}]}, "workspace": place, **more}
+
+
+async def create(cluster: Cluster, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    reply = await cluster.http.post("/api/conversations", json=asking(cluster, **more))
+    assert reply.status_code == 201, reply.text
+    told = reply.json()
+    return told["id"], f"/api/conversations/{told['id']}", told
+
+
+async def status_is(cluster: Cluster, path: str, *wanted: str) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while (info := (await cluster.http.get(path)).json())["execution_status"] not in wanted:
+            await asyncio.sleep(0.02)
+    return info
+
+
+def said(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text}], **more}
+
+
+async def test_a_life_by_plain_requests_each_at_another_node(cluster: Cluster):
+    wanted = "AAAAAAAA-bbbb-4ccc-8ddd-EEEEEEEEEEEE"
+    name, path, told = await create(
+        cluster, conversation_id=wanted, initial_message=said("hi", run=True), tags={"a": "b"}
+    )
+    assert name == wanted.lower() and told["tags"] == {"a": "b"} and told["execution_status"] == "running"
+    assert told["agent"]["llm"]["api_key"] == "**********" and LLM_KEY not in json.dumps(told)
+    again = await cluster.http.post("/api/conversations", json=asking(cluster, conversation_id=wanted))
+    assert (again.status_code, again.json()["id"]) == (200, name)
+    info = await status_is(cluster, path, "finished")
+    assert info["max_iterations"] == 500 and info["tenure"]["working_dir"]["used"] is True
+    assert info["workspace"]["working_dir"] == str(cluster.world.folder / "project")
+    by_hex = await cluster.http.get(f"/api/conversations/{name.replace('-', '').upper()}")
+    assert by_hex.json()["id"] == name
+    ours = await cluster.http.get(f"/conversations/{name}", headers={"Authorization": f"Bearer {KEY}"})
+    assert ours.json()["agent"] == "openhands", "one conversation in both APIs"
+
+    assert (await cluster.http.patch(path, json={"title": "Greetings", "tags": {"c": "d"}})).json() == {"success": True}
+    info = (await cluster.http.get(path)).json()
+    assert (info["title"], info["tags"]) == ("Greetings", {"c": "d"})
+    assert [c["id"] for c in (await cluster.http.get("/api/conversations/search")).json()["items"]] == [name]
+    some = (await cluster.http.get("/api/conversations", params={"ids": [name, str(uuid.uuid4())]})).json()
+    assert [one and one["id"] for one in some] == [name, None]
+
+    found = (await cluster.http.get(f"{path}/events/search", params={"limit": 2})).json()
+    assert len(found["items"]) == 2 and found["next_page_id"]
+    items, page = [], None
+    while page or not items:
+        params = {"limit": 2, **({"page_id": page} if page else {})}
+        found = (await cluster.http.get(f"{path}/events/search", params=params)).json()
+        items, page = items + found["items"], found["next_page_id"]
+    assert (await cluster.http.get(f"{path}/events/count")).json() == len(items)
+    back = await cluster.http.get(f"{path}/events/search", params={"sort_order": "TIMESTAMP_DESC"})
+    assert back.json()["items"] == items[::-1]
+    from_user = {"kind": "MessageEvent", "source": "user", "body": "HI"}
+    assert len((await cluster.http.get(f"{path}/events/search", params=from_user)).json()["items"]) == 1
+    late = await cluster.http.get(f"{path}/events/search", params={"timestamp__gte": items[2]["timestamp"]})
+    assert late.json()["items"] == items[2:]
+    assert (await cluster.http.get(f"{path}/events/{items[1]['id']}")).json() == items[1]
+    since = await cluster.http.get(f"{path}/events/search", params={"page_id": items[1]["id"]})
+    assert since.json()["items"] == items[1:]
+
+    assert (await cluster.http.delete(path)).json() == {"success": True}
+    assert (await cluster.http.get(path)).status_code == 404
+    assert set(cluster.proxy.answers) == {200, 201, 404}
+
+
+async def test_a_person_confirms_pauses_and_interrupts_whoever_owns_it(cluster: Cluster):
+    world = cluster.world
+    _, path, _ = await create(cluster)
+    policy = {"policy": {"kind": "AlwaysConfirm"}}
+    assert (await cluster.http.post(f"{path}/confirmation_policy", json=policy)).status_code == 200
+    await cluster.http.post(f"{path}/events", json=said("go [script:one]", run=True))
+    info = await status_is(cluster, path, "waiting_for_confirmation")
+    assert info["confirmation_policy"] == {"kind": "AlwaysConfirm"} and world.happened() == []
+    await cluster.http.post(f"{path}/events/respond_to_confirmation", json={"accept": True})
+    await status_is(cluster, path, "finished")
+    assert world.happened() == ["one"]
+    await cluster.http.post(f"{path}/confirmation_policy", json={"policy": {"kind": "NeverConfirm"}})
+
+    await cluster.http.post(f"{path}/events", json=said("again [script:slow]"))
+    assert (await cluster.http.post(f"{path}/run")).json()["success"] is True
+    await world.until(lambda: world.happened() == ["one", "slow"])
+    assert (await cluster.http.post(f"{path}/run")).status_code == 200, "never 409 for a run under way"
+    await cluster.http.post(f"{path}/interrupt")
+    await status_is(cluster, path, "paused", "finished", "idle")
+    world.gate.touch()
+    refused = await cluster.http.post(f"{path}/events/respond_to_confirmation", json={"accept": "yes"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "accept")
+
+
+async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster: Cluster, caplog: Any):
+    caplog.set_level(0)
+    script = [
+        {"calls": [{"name": "terminal", "arguments": {"command": "printf %s $TOKEN | rev > out-$RANDOM"}}]},
+        {"calls": [{"name": "finish", "arguments": {"message": "done"}}]},
+    ]
+    world = cluster.world
+    world.model.scripts = {"default": script}
+    body = asking(cluster)
+    body["agent"] |= {"tools": [{"name": "terminal"}]}
+    body["agent"]["llm"]["extra_headers"] = {"X-Tenant": "canary-of-a-header"}
+    body["secrets"] = {"TOKEN": {"kind": "StaticSecret", "value": SECRET}}
+    name = (await cluster.http.post("/api/conversations", json=body)).json()["id"]
+    path = f"/api/conversations/{name}"
+    await cluster.http.post(f"{path}/events", json=said("go", run=True))
+    await status_is(cluster, path, "finished")
+    other = f"{SECRET}-the-second"
+    assert (await cluster.http.post(f"{path}/secrets", json={"secrets": {"TOKEN": other}})).status_code == 200
+    await cluster.http.post(f"{path}/events", json=said("go [script:default]", run=True))
+    await status_is(cluster, path, "running")
+    await status_is(cluster, path, "finished")
+    outs = {file.read_text()[::-1] for file in (world.folder / "project").glob("out-*")}
+    assert outs == {SECRET, other}
+    refused = await cluster.http.post(
+        f"{path}/secrets", json={"secrets": {"TOKEN": {"kind": "LookupSecret", "url": "x"}}}
+    )
+    assert refused.status_code == 422 and "lookup" not in refused.json()["remedy"]
+    kept = str(world.disk.conversations[name]) + json.dumps(
+        [e.as_json() for e in world.disk.conversations[name].events]
+    )
+    shown = json.dumps([(await cluster.http.get(path)).json(), refused.json()])
+    for canary in (LLM_KEY, SECRET, "canary-of-a-header"):
+        assert canary not in kept and canary not in shown
+        assert canary not in "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("tenure"))
+
+
+async def test_commands_files_and_git_reach_the_runtime_from_any_node(cluster: Cluster, person: Person):
+    name, path, _ = await create(cluster)
+    place = person.workspace_of(
+        host=cluster.url, working_dir=person.place, api_key=KEY, runtime_conversation_id=uuid.UUID(name)
+    )
+    try:
+        done = await asyncio.to_thread(place.execute_command, "pwd; echo oops >&2; exit 3", timeout=30)
+        assert (done.exit_code, done.stdout, done.stderr) == (3, f"{person.place}\n", "oops\n")
+        source = cluster.world.folder / "upload.txt"
+        source.write_text("one\n")
+        sent = await asyncio.to_thread(place.file_upload, source, f"{person.place}/a/b.txt")
+        assert sent.success and sent.file_size == 4
+        back = await asyncio.to_thread(
+            place.file_download, f"{person.place}/a/b.txt", cluster.world.folder / "back.txt"
+        )
+        assert back.success and (cluster.world.folder / "back.txt").read_text() == "one\n"
+        commit = "git init -q . && git add a && git -c user.name=x -c user.email=x@x commit -qm x && echo two > a/b.txt"
+        done = await asyncio.to_thread(place.execute_command, commit, cwd=person.place, timeout=30)
+        assert done.exit_code == 0, done
+        changes = await asyncio.to_thread(place.git_changes, person.place)
+        assert ("UPDATED", "a/b.txt") in {(c.status.value, str(c.path)) for c in changes}
+        diff = await asyncio.to_thread(place.git_diff, f"{person.place}/a/b.txt")
+        assert (diff.original, diff.modified) == ("one\n", "two\n")
+        assert (await asyncio.to_thread(place.get_server_info))["title"] == "Tenure"
+        assert await asyncio.to_thread(lambda: place.alive)
+
+        begun = await asyncio.to_thread(place.start_command, "sleep 60")
+        await cluster.other(name).take_over(name, cluster.world.disk.conversations[name].row.record.epoch)
+        lost = await asyncio.to_thread(place.get_command_output, begun)
+        assert lost is not None and lost["exit_code"] == -1 and "interrupted" in lost["stderr"]
+        begun = await asyncio.to_thread(place.start_command, "sleep 60")
+        await asyncio.to_thread(place.stop_command, begun)
+        async with asyncio.timeout(20):
+            while (ended := await asyncio.to_thread(place.get_command_output, begun)) is None:
+                await asyncio.sleep(0.02)
+        assert ended["exit_code"] == -1
+    finally:
+        place.reset_client()
+    outside = await cluster.http.get(f"{path}/file/download", params={"path": "/etc/passwd"})
+    missing = await cluster.http.get(f"{path}/file/download", params={"path": "nothing"})
+    assert (outside.status_code, missing.status_code) == (422, 404)
+
+
+NOT_OFFERED = [
+    ("POST", "/api/conversations/{id}/fork", "/conversations/{id}/fork"),
+    ("POST", "/api/conversations/{id}/condense", "condenser"),
+    ("POST", "/api/conversations/{id}/navigate", "fork"),
+    ("POST", "/api/bash/start_bash_command", "runtime_conversation_id"),
+    ("POST", "/api/file/upload", "runtime_conversation_id"),
+    ("GET", "/api/git/changes", "runtime_conversation_id"),
+    ("GET", "/api/settings", "agent"),
+    ("GET", "/sockets/session/{id}", "/sockets/events"),
+]
+
+
+async def test_what_is_not_offered_says_what_to_do_instead(cluster: Cluster):
+    for method, path, word in NOT_OFFERED:
+        reply = await cluster.http.request(method, path)
+        assert reply.status_code == 501 and word in reply.json()["remedy"], reply.text
+    for field, value in (("plugins", [{"source": "x"}]), ("client_tools", [{"name": "x"}]), ("worktree", True)):
+        reply = await cluster.http.post("/api/conversations", json=asking(cluster, **{field: value}))
+        assert (reply.status_code, reply.json()["field"]) == (501, field)
+
+
+async def test_modules_of_tools_are_imported_by_each_owner_and_a_missing_one_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: Any
+):
+    refused = await cluster.http.post(
+        "/api/conversations", json=asking(cluster, tool_module_qualnames={"x": "no_such_module_here"})
+    )
+    assert refused.status_code == 422 and refused.json()["field"] == "tool_module_qualnames.x"
+    assert "no_such_module_here" in refused.json()["detail"]
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "tool_of_mine.py").write_text("import openhands_tools\n")
+    name, path, told = await create(cluster, tool_module_qualnames={"act": "tool_of_mine"})
+    assert told["tool_module_qualnames"] == {"act": "tool_of_mine"} and sys.modules.pop("tool_of_mine")
+    await cluster.http.post(f"{path}/events", json=said("go [script:default]", run=True))
+    await status_is(cluster, path, "finished")
+    assert sys.modules.pop("tool_of_mine"), "imported by the owner, too"
+
+    (tmp_path / "tool_of_mine.py").rename(tmp_path / "elsewhere.py")
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    epoch = cluster.world.disk.conversations[name].row.record.epoch
+    with pytest.raises(ProvisioningError, match="tool_of_mine"):
+        await cluster.other(name).take_over(name, epoch)
+    await cluster.http.post(f"{path}/events", json=said("more [script:default]", run=True))
+    assert (await cluster.http.get(path)).json()["execution_status"] == "running", "an owner is awaited: no error"
+    (tmp_path / "elsewhere.py").rename(tmp_path / "tool_of_mine.py")
+    importlib.invalidate_caches()
+    await status_is(cluster, path, "finished")
+
+
+async def test_another_folder_than_an_allowed_one_is_mapped_and_the_reply_says_so(world: World):
+    (world.folder / "allowed").mkdir()
+    cluster = Cluster(world)
+    async with contextlib.AsyncExitStack() as stack:
+        await cluster.open(stack, allow_folder=str(world.folder / "allowed"))
+        for place, used in (("allowed/mine", True), ("project", False), ("allowed/../project", False)):
+            asked = str(world.folder / place)
+            body = asking(cluster) | {"workspace": {"kind": "LocalWorkspace", "working_dir": asked}}
+            told = (await cluster.http.post("/api/conversations", json=body)).json()
+            assert told["tenure"]["working_dir"] == {"asked": asked, "used": used}
+            path = f"/api/conversations/{told['id']}"
+            files = {"file": ("a.txt", b"hello")}
+            sent = await cluster.http.post(f"{path}/file/upload", params={"path": f"{asked}/a.txt"}, files=files)
+            assert sent.json() == {"success": True, "file_size": 5}
+            assert (world.folder / place / "a.txt").exists() is used
+            back = await cluster.http.get(f"{path}/file/download", params={"path": f"{asked}/a.txt"})
+            assert back.content == b"hello"
+            await cluster.http.delete(path)
+        assert (world.folder / "allowed" / "mine" / "a.txt").exists(), "nobody removes a folder that is a person's own"
+
+
+# --- sockets --------------------------------------------------------------------------------------------------------
+
+
+def socket_to(url: str, name: str, query: str = "", **headers: str) -> Any:
+    place = f"ws{url.removeprefix('http')}/sockets/events/{name}{query}"
+    return websockets.connect(place, additional_headers=headers)
+
+
+async def next_frame(socket: Any) -> dict[str, Any]:
+    async with asyncio.timeout(30):
+        return json.loads(await socket.recv())
+
+
+async def closed_with(socket: Any) -> int:
+    with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+        async with asyncio.timeout(30):
+            while True:
+                await socket.recv()
+    return socket.close_code
+
+
+async def test_a_socket_shows_its_key_and_closes_with_the_sdks_codes(cluster: Cluster):
+    name, path, _ = await create(cluster)
+    url = cluster.urls[0]
+    auth = {"type": "auth", "session_api_key": KEY}
+    for frame, code in (({"type": "auth", "session_api_key": "wrong"}, 4001), ({"role": "user"}, 4001)):
+        async with socket_to(url, name) as one:
+            await one.send(json.dumps(frame))
+            assert await closed_with(one) == code
+    async with socket_to(url, str(uuid.uuid4())) as one:
+        await one.send(json.dumps(auth))
+        assert await closed_with(one) == 4004
+    for headers in ({"X-Session-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {}):
+        async with socket_to(url, name.replace("-", ""), **headers) as one:
+            await one.send(json.dumps(auth))
+            first = await next_frame(one)
+            assert (first["kind"], first["key"]) == ("ConversationStateUpdateEvent", "full_state")
+            assert first["value"]["execution_status"] == "idle" and LLM_KEY not in json.dumps(first)
+    for headers in ({}, {"X-Session-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}):
+        async with httpx.AsyncClient(base_url=url, headers=headers) as stranger:
+            assert (await stranger.get(path)).status_code == 401
+            assert (await stranger.get("/health")).json() == "OK"
+            assert (await stranger.get("/server_info")).json()["sdk_version"] == "1.58.0"
+
+
+async def test_a_message_by_socket_runs_and_what_was_before_is_told_again_on_demand(cluster: Cluster):
+    name, path, _ = await create(cluster)
+    key = {"X-Session-API-Key": KEY}
+    frames: list[dict[str, Any]] = []
+    async with socket_to(cluster.urls[1], name, **key) as one:
+        frames.append(await next_frame(one))
+        await one.send(json.dumps(said("hello [script:default]")))
+        while not (frames[-1].get("key") == "full_state" and frames[-1]["value"]["execution_status"] == "finished"):
+            frames.append(await next_frame(one))
+        again = await next_frame(one)
+        assert again["key"] == "full_state" and again["id"] != frames[-1]["id"], "the end is told twice, each anew"
+    events = (await cluster.http.get(f"{path}/events/search")).json()["items"]
+    assert [f for f in frames if f.get("key") != "full_state"] == events
+    middle = events[2]["timestamp"]
+    for query, wanted in (("?resend_mode=all", events), (f"?resend_mode=since&after_timestamp={middle}", events[2:])):
+        async with socket_to(cluster.urls[2], name, query, **key) as one:
+            assert (await next_frame(one))["key"] == "full_state"
+            assert [await next_frame(one) for _ in wanted] == wanted
+
+
+async def test_sockets_of_a_node_that_lost_its_lease_are_cut_and_those_of_others_go_on(cluster: Cluster):
+    name, _, _ = await create(cluster)
+    key = {"X-Session-API-Key": KEY}
+    async with socket_to(cluster.urls[0], name, **key) as cut, socket_to(cluster.urls[1], name, **key) as other:
+        await next_frame(cut), await next_frame(other)
+        present = cluster.nodes[0].present
+        assert present is not None
+        present.give_up("told to")
+        assert await closed_with(cut) == 1012
+        await other.send(json.dumps(said("hello [script:default]")))
+        while (frame := await next_frame(other)).get("value") != "finished":
+            assert frame.get("value") != "error"

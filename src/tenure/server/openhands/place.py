@@ -156,9 +156,16 @@ async def body_of(request: Request) -> dict[str, Any]:
 
     :raises InvalidInputError: it is none.
     """
-    value: Any = await (await read_strictly(request)).json()
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
+    return (await body_and_bytes(request))[0]
+
+
+async def body_and_bytes(request: Request) -> tuple[dict[str, Any], bytes]:
+    """The same, with the bytes that it came in, to be sent on.
+
+    :raises InvalidInputError: it is none.
+    """
+    whole = await read_strictly(request)
+    value: Any = await whole.json()
+    if not isinstance(value, dict | None):
         raise InvalidInputError("body", "must be a JSON object", "send one")
-    return cast("dict[str, Any]", value)
+    return cast("dict[str, Any]", value or {}), await whole.body()

@@ -18,6 +18,7 @@ from tenure.server.openhands.events import SdkEvents
 from tenure.server.openhands.place import Place
 from tenure.server.openhands.refusals import no_group, no_operation, no_socket
 from tenure.server.openhands.sockets import SdkSocket
+from tenure.server.openhands.workspace import SdkWorkspace
 from tenure.server.wire import json_reply
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def mount(app: FastAPI, node: Node, watches: Watches, bounds: Bounds) -> None:
     """Serve the SDK's paths as well, beside Tenure's own: none of them is the same."""
     place = Place(node, watches, bounds)
     life, commands, events = SdkConversations(place), SdkCommands(place), SdkEvents(place)
+    work = SdkWorkspace(place)
 
     async def follow(socket: WebSocket) -> None:
         await SdkSocket(place, socket).serve()
@@ -66,6 +68,13 @@ def mount(app: FastAPI, node: Node, watches: Watches, bounds: Bounds) -> None:
         ("POST", f"{ONE}/secrets", life.set_secrets),
         ("POST", f"{ONE}/confirmation_policy", life.set_policy),
         ("POST", f"{ONE}/security_analyzer", life.set_analyzer),
+        ("POST", f"{ONE}/bash/start_bash_command", work.start_command),
+        ("GET", f"{ONE}/bash/bash_events/search", work.search),
+        ("POST", f"{ONE}/bash/bash_commands/{{command}}/stop", work.stop),
+        ("POST", f"{ONE}/file/upload", work.upload),
+        ("GET", f"{ONE}/file/download", work.download),
+        ("GET", f"{ONE}/git/changes", work.changes),
+        ("GET", f"{ONE}/git/diff", work.diff),
     ]
     app.router.routes += [Route(path, answer, methods=[method]) for method, path, answer in table]
     app.router.routes += [
