@@ -43,6 +43,7 @@ chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store
 	    $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 	@$(PYTHON_IN_VENV) -m tenure demo --agent openhands $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py $(if $(STORE),--store $(STORE))
+	@$(PYTHON_IN_VENV) tests/chaos/client_crashes.py
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
 	@$(PYTHON_IN_VENV) -m tenure.testing.model $(ARGS)

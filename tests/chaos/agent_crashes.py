@@ -81,9 +81,9 @@ class Yard:
     async def ready(self) -> None:
         assert await asyncio.to_thread(self._answer) == "ready", "the nursery has imported the SDK"
 
-    async def node(self, name: str, die: str = "") -> int:
+    async def node(self, name: str, die: str = "", port: int = 0) -> int:
         """Start a node; its process id."""
-        args = ["serve", "--store", self.url, "--node", name, "--port", str(free_port())]
+        args = ["serve", "--store", self.url, "--node", name, "--port", str(port or free_port())]
         args += ["--agent", "openhands:openhands_tools", "--workspaces", str(self.folder / "workspaces")]
         args += ["--ttl-s", f"{TTL_S:g}", "--drain-s", "0", "--sweep-s", "0.1"]
         assert self.nursery.stdin is not None
