@@ -25,6 +25,8 @@ PACKAGES = (
     "dbos",
     "langgraph-checkpoint-postgres",
     "langgraph-checkpoint-sqlite",
+    "openhands-agent-server",
+    "openhands-sdk",
 )
 LOCK_S = 30
 TASKS = 50
