@@ -230,6 +230,7 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.stores: dict[str, Unsteady] = {}
         self.parrot = Parrot()
+        self.agents: dict[str, AgentLoop] = {"parrot": self.parrot}
 
     async def node(self, name: str = "n1", bounds: Bounds = QUICK, **settings: Any) -> Any:
         """A living node's app."""
@@ -238,8 +239,9 @@ class Cluster:
         config = Config(
             node=name, address=f"http://{name}", ttl_s=10, sweep_s=0.1, drain_s=1, witness=False, **settings
         )
-        agents = {"parrot": self.parrot}
-        node = Node(self.stores[name], agents, provider=self.provider, config=config, tracer_provider=tracer_provider)
+        node = Node(
+            self.stores[name], self.agents, provider=self.provider, config=config, tracer_provider=tracer_provider
+        )
         self.nodes[name] = await self.stack.enter_async_context(node)
         self.apps[name] = create_app(node, bounds)
         return self.apps[name]
