@@ -5,6 +5,7 @@ import pytest
 
 from tenure.config import Config
 from tenure.server import create_app, own_hosts
+from tenure.server.guard import Guard, OwnPages
 
 OWN = "127.0.0.1:8400"
 
@@ -81,3 +82,38 @@ def test_the_key_or_what_stands_before_it_decides_elsewhere():
     assert own_hosts(Config(api_key="k")) is None
     assert own_hosts(Config(host="0.0.0.0", insecure=True)) is None
     assert own_hosts(Config(host="::1", allow_host="a,b:80")) == {"a", "b"}
+
+
+async def opened(app, headers):
+    """How the app answers the handshake of a socket."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/socket", "headers": [(n.encode(), v.encode()) for n, v in headers.items()]}
+    await app(scope, receive, send)
+    return sent
+
+
+async def test_a_page_from_elsewhere_opens_no_socket():
+    async def accepting(scope, receive, send):
+        await send({"type": "websocket.accept"})
+
+    app = OwnPages(accepting, own_hosts(Config()))
+    assert await opened(app, {"host": OWN}) == [{"type": "websocket.accept"}]
+    assert await opened(app, {"host": OWN, "origin": f"http://{OWN}"}) == [{"type": "websocket.accept"}]
+    for headers in ({"host": OWN, "origin": "http://evil.example"}, {"host": "evil.example"}):
+        assert await opened(app, headers) == [{"type": "websocket.close", "code": 1008}]
+
+
+async def test_the_sdks_header_is_as_good_as_the_bearers(cluster):
+    await cluster.node("n1")
+    app = Guard(create_app(cluster.nodes["n1"]), "the-key")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{OWN}") as http:
+        for headers, status in (({"X-Session-API-Key": "the-key"}, 200), ({"X-Session-API-Key": "another"}, 401)):
+            assert (await http.get("/conversations", headers=headers)).status_code == status
+        assert (await http.get("/health")).status_code == 404, "no OpenHands agent runs here"

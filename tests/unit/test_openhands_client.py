@@ -20,8 +20,11 @@ from openhands_world import MARKS, World
 from round_robin import RoundRobin
 
 import tenure
-from tenure.errors import ProvisioningError
+from tenure.errors import ProvisioningError, StoreUnavailableError
+from tenure.loops.openhands.projection import Projection
 from tenure.server import Bounds, close_streams, create_app
+from tenure.server.openhands.place import Place
+from tenure.server.watch import Watches, read
 
 pytestmark = MARKS
 KEY = "key-of-the-cluster"
@@ -458,7 +461,10 @@ async def test_a_socket_shows_its_key_and_closes_with_the_sdks_codes(cluster: Cl
             assert (await stranger.get("/server_info")).json()["sdk_version"] == "1.58.0"
 
 
-async def test_a_message_by_socket_runs_and_what_was_before_is_told_again_on_demand(cluster: Cluster):
+async def test_a_message_by_socket_runs_and_what_was_before_is_told_again_on_demand(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tenure.node.tenure.SNAPSHOT_EVERY", 1)  # a socket must not leap over what a snapshot covers
     name, path, _ = await create(cluster)
     key = {"X-Session-API-Key": KEY}
     frames: list[dict[str, Any]] = []
@@ -471,6 +477,11 @@ async def test_a_message_by_socket_runs_and_what_was_before_is_told_again_on_dem
         assert again["key"] == "full_state" and again["id"] != frames[-1]["id"], "the end is told twice, each anew"
     events = (await cluster.http.get(f"{path}/events/search")).json()["items"]
     assert [f for f in frames if f.get("key") != "full_state"] == events
+    place = Place(cluster.nodes[0], Watches(cluster.nodes[0].store, 10), BOUNDS)
+    behind = Projection()
+    told = behind.take(await read(place.node.store, name, 0, 9))
+    after, rest = await place.read_on(name, behind, every=True)
+    assert told + rest == events and after.execution_status == "finished"
     middle = events[2]["timestamp"]
     for query, wanted in (("?resend_mode=all", events), (f"?resend_mode=since&after_timestamp={middle}", events[2:])):
         async with socket_to(cluster.urls[2], name, query, **key) as one:
@@ -490,3 +501,41 @@ async def test_sockets_of_a_node_that_lost_its_lease_are_cut_and_those_of_others
         await other.send(json.dumps(said("hello [script:default]")))
         while (frame := await next_frame(other)).get("value") != "finished":
             assert frame.get("value") != "error"
+
+
+async def test_an_outage_of_the_store_is_503_for_requests_and_nothing_for_sockets(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    name, path, _ = await create(cluster)
+    key, node = {"X-Session-API-Key": KEY}, cluster.nodes[0]
+
+    async def no_answer(*args: Any, **named: Any) -> Any:
+        raise StoreUnavailableError("postgresql://user:hunter2@db does not answer")
+
+    async with socket_to(cluster.urls[0], name, **key) as early:
+        await next_frame(early)
+        with monkeypatch.context() as patch, contextlib.ExitStack() as late:
+            for operation in ("records", "read", "submit"):
+                patch.setattr(node.store, operation, no_answer)
+            asked = [
+                ("GET", path),
+                ("GET", f"{path}/events/search"),
+                ("POST", f"{path}/run"),
+                ("POST", f"{path}/pause"),
+            ]
+            for method, place in asked:
+                reply = await cluster.http.request(method, f"{cluster.urls[0]}{place}")
+                assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+                assert "hunter2" not in reply.text
+            opened = await socket_to(cluster.urls[0], name, **key)
+            late.callback(opened.transport.abort)
+            await cluster.http.post(f"{cluster.urls[1]}{path}/events", json=said("hello [script:default]", run=True))
+            await status_is(cluster, f"{cluster.urls[1]}{path}", "finished")
+            patch.undo()
+            assert (await next_frame(opened))["key"] == "full_state", "it has waited for the store"
+            events = (await cluster.http.get(f"{path}/events/search")).json()["items"]
+            told: list[dict[str, Any]] = []
+            while len(told) < len(events):
+                frame = await next_frame(early)
+                told += [] if frame.get("key") == "full_state" else [frame]
+            assert told == events

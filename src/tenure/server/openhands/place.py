@@ -78,15 +78,20 @@ class Place:
             self._seen.popitem(last=False)
         return seen
 
-    async def read_on(self, conversation: str, seen: Projection) -> tuple[Projection, list[JsonObject]]:
+    async def read_on(
+        self, conversation: str, seen: Projection, *, every: bool = False
+    ) -> tuple[Projection, list[JsonObject]]:
         """Move a projection on to the head; and what is new to a client. Of a rewound store it begins anew.
+
+        A snapshot saves the reading of what it covers: whoever tells `every` event must not leap to it.
 
         :raises UnknownConversationError: there is none, or it was deleted.
         """
         told: list[JsonObject] = []
+        before = seen.seq
         while True:
             try:
-                reading = await read(self.node.store, conversation, seen.seq, PAGE, snapshot=True)
+                reading = await read(self.node.store, conversation, seen.seq, PAGE, snapshot=not every)
                 if reading.record.head < seen.seq:
                     raise JournalError("the store was rewound")
                 told += seen.take(reading)
@@ -98,7 +103,11 @@ class Place:
                 seen, told = Projection(), []
                 continue
             if seen.seq >= reading.record.head:
-                return seen, told
+                break
+        if every and seen.seq != before:
+            reading = await read(self.node.store, conversation, seen.seq, 1, snapshot=True)
+            seen.loop = reading.snapshot and reading.snapshot.loop
+        return seen, told
 
     async def agent(self, seen: Projection) -> JsonObject | None:
         """The agent to show for a conversation that names none and has not run yet."""

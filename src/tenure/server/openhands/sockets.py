@@ -198,7 +198,7 @@ class SdkSocket:
 
     async def _catch_up(self, conversation: str) -> None:
         before = self.seen
-        self.seen, told = await self.place.read_on(conversation, self.seen)
+        self.seen, told = await self.place.read_on(conversation, self.seen, every=True)
         if self.seen is not before:  # the store was rewound: the client must read everything anew
             raise WebSocketDisconnect(COME_BACK)
         for event in told:
