@@ -64,10 +64,12 @@ from tenure.journal import Released as ReleasedBody
 from tenure.lease import Epoch, Lease, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tenure.clock import Instant
 
+BYTES_OF_A_CHARACTER = 4
+"""At most, in UTF-8."""
 NUMBER = re.compile(r"[0-9]{1,18}")
 """A number of a cursor: within 63 bits, and of no alphabet but ASCII."""
 
@@ -119,6 +121,8 @@ class Step[R]:
     events: tuple[Event, ...] = ()
     refused: Lease | None = field(default=None)
     """The lease whose write was refused, for the log of refusals."""
+    bodies: tuple[str, ...] = ()
+    """The first events' bodies as text, as far as a rule has made it."""
 
 
 def shown(row: Row, store_now: float) -> Record:
@@ -142,9 +146,13 @@ def holds(row: Row, lease: Lease) -> bool:
 
 def oversize(drafts: tuple[Draft, ...], limits: Limits) -> TooLarge | None:
     """The first event that is larger than the store takes."""
-    for index, one in enumerate(drafts):
-        size = len(canonical(one.body).encode())
-        if size > limits.event_bytes:
+    return oversized([canonical(one.body) for one in drafts], limits)
+
+
+def oversized(bodies: Sequence[str], limits: Limits) -> TooLarge | None:
+    """The same, of bodies that are text already."""
+    for index, body in enumerate(bodies):
+        if BYTES_OF_A_CHARACTER * len(body) > limits.event_bytes and (size := len(body.encode())) > limits.event_bytes:
             return TooLarge(index, size, limits.event_bytes)
     return None
 
@@ -358,16 +366,17 @@ def append(row: Row | None, request: Append, *, now: Instant, store_now: float, 
         return Step(Fenced(None), refused=request.lease)
     if not holds(row, request.lease):
         return Step(Fenced(shown(row, store_now)), refused=request.lease)
-    digest = request.digest()
+    written = request.written()
+    digest = written.digest
     if request.number == row.number and row.number > 0 and digest == row.digest and row.result is not None:
         return Step(Repeated(row.result))
     if request.number != row.number + 1 or request.seen > row.record.head:
         return Step(Fenced(shown(row, store_now)), refused=request.lease)
-    large = oversize(request.drafts, limits)
+    large = oversized(written.bodies, limits)
     if large is not None:
         return Step(large)
     after, events, result = _write(row, request, digest, now)
-    return Step(result, after, events)
+    return Step(result, after, events, bodies=written.bodies)
 
 
 def _write(row: Row, request: Append, digest: str, now: Instant) -> tuple[Row, tuple[Event, ...], Appended]:
@@ -407,7 +416,8 @@ def release(
     lease = request.batch.lease
     if row is None:
         return Step(Fenced(None), refused=lease)
-    digest = request.digest()
+    text = request.batch.written()
+    digest = request.digest(text)
     repeated = (
         row.record.owner is None
         and not row.record.deleted
@@ -421,7 +431,7 @@ def release(
     fresh = request.batch.number == row.number + 1 and request.batch.seen <= row.record.head
     if not holds(row, lease) or not fresh:
         return Step(Fenced(shown(row, store_now)), refused=lease)
-    large = oversize(request.batch.drafts, limits)
+    large = oversized(text.bodies, limits)
     if large is not None:
         return Step(large)
     written, events, _ = _write(row, request.batch, digest, now)
@@ -447,7 +457,7 @@ def release(
         released_digest=digest,
         not_before=store_now + request.retry_in_s if backs_off and request.retry_in_s is not None else None,
     )
-    return Step(ReleasedNow(after.wanted, after.head), row_after, (*events, last))
+    return Step(ReleasedNow(after.wanted, after.head), row_after, (*events, last), bodies=text.bodies)
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------

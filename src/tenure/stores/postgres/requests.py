@@ -13,7 +13,7 @@ from tenure.stores import rules
 from tenure.stores.postgres.text import json_text, stored
 
 if TYPE_CHECKING:
-    from tenure.abc import Append, Claim, Creation, Limits, Release, Submit
+    from tenure.abc import Append, Claim, Creation, Limits, Release, Submit, Written
     from tenure.lease import Lease
 
 type Fields = dict[str, Json]
@@ -84,12 +84,13 @@ def claim_fields(request: Claim, limits: Limits) -> Fields:
     }
 
 
-def append_fields(request: Append, limits: Limits) -> Fields:
-    """What is not set is left out: the function takes it for null.
+def append_fields(request: Append, limits: Limits, written: Written | None = None) -> Fields:
+    """What is not set is left out: the function takes it for null. `written`: the batch as text, if it is made already.
 
     :raises ValueError: text or a number that JSON does not have.
     """
     lease, drafts = request.lease, request.drafts
+    written = written or request.written()
     fields: Fields = {
         "id": stored(lease.conversation),
         "incarnation": lease.incarnation,
@@ -97,15 +98,15 @@ def append_fields(request: Append, limits: Limits) -> Fields:
         "token": lease.token,
         "number": request.number,
         "seen": request.seen,
-        "digest": request.digest(),
+        "digest": written.digest,
         "count": len(drafts),
     }
-    if (large := _large(drafts, limits)) is not None:
-        fields["large"] = large
+    if (large := rules.oversized(written.bodies, limits)) is not None:
+        fields["large"] = json_text([large.index, large.bytes, large.limit])
     if len(drafts) == 1 and _is_plain(drafts[0]):
-        fields |= _draft(drafts[0])
+        fields |= _draft(drafts[0], written.bodies[0])
     elif drafts:
-        fields["drafts"] = [_draft(one) for one in drafts]
+        fields["drafts"] = [_draft(one, body) for one, body in zip(drafts, written.bodies, strict=True)]
         fields["recorded"] = any(one.delivery is not None for one in drafts)
     if (settle := request.settle) is not None:
         shape = settle.as_json()
@@ -139,8 +140,8 @@ def _is_plain(one: Draft) -> bool:
     return not one.opens and not one.closes and one.delivery is None
 
 
-def _draft(one: Draft) -> Fields:
-    fields: Fields = {"kind": stored(one.kind), "body": json_text(one.body)}
+def _draft(one: Draft, body: str) -> Fields:
+    fields: Fields = {"kind": stored(one.kind), "body": body}
     if one.turn is not None:
         fields["turn"] = stored(one.turn)
     if one.opens:
@@ -156,9 +157,10 @@ def _draft(one: Draft) -> Fields:
 def release_fields(request: Release, limits: Limits) -> Fields:
     """:raises ValueError: text or a number that JSON does not have."""
     body = draft(ReleasedBody(request.batch.lease.incarnation, request.reason.value)).body
+    written = request.batch.written()
     return {
-        **append_fields(request.batch, limits),
-        "digest": request.digest(),
+        **append_fields(request.batch, limits, written),
+        "digest": request.digest(written),
         "farewell": json_text(body),
         "reason": request.reason.value,
         "retry_in_s": request.retry_in_s,

@@ -156,7 +156,7 @@ def row_of(columns: Columns) -> Row:
 def _result_text(result: Appended | None) -> str | None:
     if result is None:
         return None
-    return text_of([result.first, result.count, result.head, result.last_command, result.at.unix_s])
+    return f"[{result.first},{result.count},{result.head},{result.last_command},{result.at.unix_s!r}]"
 
 
 def _result_of(text: str | None) -> Appended | None:
@@ -166,15 +166,15 @@ def _result_of(text: str | None) -> Appended | None:
     return Appended(first, count, head, last_command, Instant(at))
 
 
-def event_columns(conversation: int, event: Event) -> Columns:
-    """The columns of ``statements.INSERT_EVENT``; `conversation` is its creation number."""
+def event_columns(conversation: int, event: Event, body: str | None = None) -> Columns:
+    """The columns of ``statements.INSERT_EVENT``; `conversation` is its creation number, `body` the text if there is one."""
     return (
         conversation,
         event.seq,
         event.epoch,
         event.kind,
         event.at.unix_s,
-        text_of(event.body),
+        text_of(event.body) if body is None else body,
         event.turn,
         text_of(event.opens) if event.opens else None,
         text_of(event.closes) if event.closes else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, final
 
 from tenure.abc import Fenced, Sent, Topic, Unknown
@@ -207,8 +208,8 @@ class Transaction:
             kept = self._rows[conversation] = _Kept(self._created, step.row, None)
         kept.row, kept.change = step.row, self._changes
         self._touched[conversation] = kept
-        for event in step.events:
-            self._events.append(event_columns(kept.created_no, event))
+        for event, body in zip_longest(step.events, step.bodies):
+            self._events.append(event_columns(kept.created_no, event, body))
             if event.key is not None:
                 stands = (event.seq, digest({"kind": event.kind, "body": event.body}))
                 self._keys[kept.created_no, event.key] = stands
