@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tenure.cli.bench.places import option
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -77,7 +79,7 @@ async def locks(stack: AsyncExitStack, url: str, missing: dict[str, str], second
     """Acquiring a lock that nobody holds: no fencing token, no journal."""
     found: dict[str, Contestant] = {}
     numbers = itertools.count()
-    prefix = f"{url.rpartition('=')[2]}:peer"
+    prefix = f"{option(url, 'prefix')}:peer"
     if (client := await _redis_py(stack, url, missing)) is not None:
         found[f"peer: redis-py Lock, {TASKS} tasks"] = partial(_redis_py_locks, client, prefix, numbers, seconds)
     if (module := offered("redis_lock", "python-redis-lock", missing)) is not None:
@@ -133,7 +135,7 @@ async def _tooz(stack: AsyncExitStack, url: str, missing: dict[str, str]) -> Any
 async def renewals(stack: AsyncExitStack, url: str, held: int, missing: dict[str, str]) -> dict[str, Contestant]:
     """Milliseconds to renew what is held, a lock per conversation: what a beat costs there."""
     found: dict[str, Contestant] = {}
-    prefix = f"{url.rpartition('=')[2]}:peer"
+    prefix = f"{option(url, 'prefix')}:peer"
     if (client := await _redis_py(stack, url, missing)) is not None:
         mine = [client.lock(f"{prefix}:r{number}", timeout=10 * LOCK_S) for number in range(held)]
         for lock in mine:

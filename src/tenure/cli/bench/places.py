@@ -39,6 +39,8 @@ class Place:
     url: str
     version: str
     server: RedisServer | None = None
+    is_users: bool = False
+    """Nobody makes tables there but in a space: peers that do stay away."""
 
     @asynccontextmanager
     async def space(self) -> AsyncGenerator[str]:
@@ -71,6 +73,18 @@ def with_option(url: str, name: str, value: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(options)))
 
 
+def option(url: str, name: str) -> str:
+    """One option of the URL's query: the `prefix` or the `schema` of a space."""
+    return dict(parse_qsl(urlsplit(url).query))[name]
+
+
+def conninfo(url: str) -> str:
+    """How psycopg connects to the PostgreSQL of a URL: with the user's options, without ours."""
+    from tenure.stores.postgres.address import parse_url
+
+    return parse_url(url).conninfo
+
+
 def kind_of(url: str) -> Kind:
     """Which kind of store a URL names.
 
@@ -96,7 +110,7 @@ async def places(url: str | None) -> AsyncGenerator[tuple[dict[Kind, Place], dic
                 ("redis", "postgres", "sqlite"), "only the store that was named is measured"
             )
             del others[kind]
-            yield {kind: Place(kind, url, await asyncio.to_thread(_version, kind, url))}, others
+            yield {kind: Place(kind, url, await asyncio.to_thread(_version, kind, url), is_users=True)}, others
             return
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tenure-bench-")))
         found: dict[Kind, Place] = {"sqlite": Place("sqlite", f"sqlite:///{folder}/bench.db", sqlite3.sqlite_version)}
@@ -134,13 +148,16 @@ def _version(kind: Kind, url: str) -> str:
         return asyncio.run(_redis_version(url))
     import psycopg
 
-    with psycopg.connect(url.partition("?")[0]) as connection:
+    with psycopg.connect(conninfo(url)) as connection:
         return str(connection.info.parameter_status("server_version"))
 
 
 async def _redis_version(url: str) -> str:
+    """:raises InvalidInputError: it is not a single server: floors and peers speak to one, and one is swept afterwards."""
     async with redis_link(url) as link:
-        (told,) = await link.ask(("INFO", "server"))
+        (told,) = await link.ask(("INFO",))
+    if b"cluster_enabled:1" in told:
+        raise InvalidInputError("store", "it belongs to a Cluster", "name a single server")
     lines = dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
     return str(lines.get("valkey_version") or lines["redis_version"])
 
@@ -173,8 +190,12 @@ async def _remove_keys(url: str, prefix: str) -> None:
 
 
 def _drop_schema(url: str, schema: str) -> None:
+    """With that of its functions."""
     import psycopg
     from psycopg import sql
 
-    with psycopg.connect(url.partition("?")[0], autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+    from tenure.stores.postgres.schema import code_schema
+
+    with psycopg.connect(conninfo(url), autocommit=True) as connection:
+        for one in (code_schema(schema), schema):
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(one)))

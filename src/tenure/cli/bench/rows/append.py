@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from tenure.cli.bench import peers
-from tenure.cli.bench.places import redis_link
+from tenure.cli.bench.places import conninfo, option, redis_link
 from tenure.cli.bench.results import Bound, Curve, Figure, Row
 from tenure.cli.bench.sampling import in_turn, median, profiled
 from tenure.cli.bench.stage import hold, names, note, opened, register, waits
@@ -110,7 +110,7 @@ async def _all_at_once(works: list[Callable[[], Awaitable[object]]], seconds: fl
 async def _redis_floor(stack: AsyncExitStack, place: Place, seconds: float) -> dict[str, Contestant]:
     url = await stack.enter_async_context(place.space())
     link = await stack.enter_async_context(redis_link(url))
-    prefix = url.rpartition("=")[2]
+    prefix = option(url, "prefix")
     (digest,) = await link.ask(("SCRIPT", "LOAD", UNFENCED_LUA))
 
     def writer(number: int) -> Callable[[], Awaitable[object]]:
@@ -129,7 +129,7 @@ async def _postgres_floor(stack: AsyncExitStack, place: Place, seconds: float) -
     import psycopg
 
     url = await stack.enter_async_context(place.space())
-    schema, plain = url.rpartition("=")[2], url.partition("?")[0]
+    schema, plain = option(url, "schema"), conninfo(url)
     connect: Any = psycopg.AsyncConnection.connect
     lines = [await stack.enter_async_context(await connect(plain, autocommit=True)) for _ in range(WRITERS[1])]
     await lines[0].execute(f"CREATE SCHEMA {schema}")
@@ -197,6 +197,9 @@ async def _history(stage: Stage, place: Place) -> list[tuple[float, float]]:
 
 
 async def _peers(stage: Stage, row: Row) -> None:
+    if any(place.is_users for place in stage.places.values()):
+        row.missing["DBOS, LangGraph"] = "they would make tables of their own in your store"
+        return
     async with AsyncExitStack() as stack:
         urls = {
             kind: await stack.enter_async_context(place.space())

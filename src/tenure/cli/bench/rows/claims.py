@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from tenure.cli.bench import peers
-from tenure.cli.bench.places import redis_link
+from tenure.cli.bench.places import option, redis_link
 from tenure.cli.bench.results import Bound, Figure, Row
 from tenure.cli.bench.sampling import in_turn, profiled
 from tenure.cli.bench.stage import bury, claim, hold, names, opened, rate, register
@@ -79,7 +79,7 @@ async def _on_redis(stage: Stage, place: Place, row: Row) -> None:
         url = await stack.enter_async_context(place.space())
         store = await stack.enter_async_context(opened(url))
         link = await stack.enter_async_context(redis_link(url))
-        prefix, numbers = f"{url.rpartition('=')[2]}:floor", itertools.count()
+        prefix, numbers = f"{option(url, 'prefix')}:floor", itertools.count()
         (digest,) = await link.ask(("SCRIPT", "LOAD", FLOOR_CLAIM))
 
         def words() -> tuple[object, ...]:

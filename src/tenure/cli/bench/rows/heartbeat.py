@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Granted, Load
 from tenure.cli.bench import peers
-from tenure.cli.bench.places import redis_link
+from tenure.cli.bench.places import option, redis_link
 from tenure.cli.bench.results import Bound, Curve, Figure, Row
 from tenure.cli.bench.sampling import MeasureFailedError, in_turn
 from tenure.cli.bench.stage import FAR_S, hold, names, opened, register
@@ -73,7 +73,7 @@ async def _commands(place: Place, work: Callable[[], Awaitable[object]]) -> obje
 
 async def _floor_and_peers(stage: Stage, stack: AsyncExitStack, url: str, row: Row) -> None:
     link = await stack.enter_async_context(redis_link(url))
-    key = f"{url.rpartition('=')[2]}:floor"
+    key = f"{option(url, 'prefix')}:floor"
 
     async def bare() -> None:
         await link.ask(("SET", key, "alive", "PX", 3000))

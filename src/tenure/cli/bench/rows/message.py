@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenure.abc import Submit
 from tenure.cli.bench.nodes import child_node
-from tenure.cli.bench.places import redis_link
+from tenure.cli.bench.places import conninfo, option, redis_link
 from tenure.cli.bench.results import Bound, Figure, Row
 from tenure.cli.bench.sampling import quantile
 from tenure.cli.bench.stage import create, message, opened
@@ -68,7 +68,7 @@ async def _redis_floor(place: Place, count: int) -> list[float]:
         url = await stack.enter_async_context(place.space())
         writer = await stack.enter_async_context(redis_link(url))
         reader = await stack.enter_async_context(redis_link(url))
-        key, took = f"{url.rpartition('=')[2]}:floor", list[float]()
+        key, took = f"{option(url, 'prefix')}:floor", list[float]()
         for _ in range(count):
             waiting = asyncio.ensure_future(reader.ask(("XREAD", "BLOCK", 10000, "STREAMS", key, "$")))
             await asyncio.sleep(0.002)  # until it waits at the server
@@ -84,7 +84,7 @@ async def _postgres_floor(place: Place, count: int) -> list[float]:
     import psycopg
 
     async with place.space() as url, AsyncExitStack() as stack:
-        schema, plain = url.rpartition("=")[2], url.partition("?")[0]
+        schema, plain = option(url, "schema"), conninfo(url)
         connect: Any = psycopg.AsyncConnection.connect
         writer = await stack.enter_async_context(await connect(plain, autocommit=True))
         reader = await stack.enter_async_context(await connect(plain, autocommit=True))
