@@ -10,7 +10,8 @@ The client's ``run()`` waits for a tool when the conversation's owner meets its 
 ===========  ==========================================================
 
 The run must return normally; each journaled event must have come to the client's callback once; whoever asks meanwhile must hear
-``running``; and no reply may be anything but a success or a temporary failure, no socket be closed for good.
+``running``; no reply may be anything but a success or a temporary failure, no socket be closed for good; and the key of the
+model, which the client sends in clear, stands in no file: not the store's, no log.
 
     .venv/bin/python tests/chaos/client_crashes.py [--only freeze]
 """
@@ -53,6 +54,7 @@ from tenure.testing.processes import free_port  # noqa: E402
 FATES = ("kill", "freeze", "restart")
 NODES = ("n0", "n1", "n2")
 RUN_S = 90.0
+CANARY = b"sk-canary-of-the-client"
 TEMPORARY = {200, 201, 502, 503, 504}
 
 
@@ -95,7 +97,7 @@ class Trial:
         )
 
     def _converse(self, workspace: RemoteWorkspace) -> RemoteConversation:
-        llm = LLM(model="openai/scripted", base_url=self.yard.model.url, api_key="sk-client", num_retries=0)
+        llm = LLM(model="openai/scripted", base_url=self.yard.model.url, api_key=CANARY.decode(), num_retries=0)
         agent = Agent(llm=llm, tools=[Tool(name="act")])
         return RemoteConversation(agent=agent, workspace=workspace, callbacks=[self.seen.append], visualizer=None)
 
@@ -163,6 +165,8 @@ class Trial:
         assert set(proxy.answers) <= TEMPORARY, proxy.answers
         assert not {4001, 4004} & set(proxy.closes), proxy.closes
         assert self.effects.read_text() == "once\n", "the tool ran once"
+        leaks = [file.name for file in self.yard.folder.rglob("*") if file.is_file() and CANARY in file.read_bytes()]
+        assert not leaks, f"the key that the client has sent stands in {leaks}"
         assert conversation.state.execution_status.value == "finished"
 
     async def _journaled(self, conversation: Any, http: httpx.AsyncClient, url: str) -> list[str]:
