@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 import uvicorn
 
 from tenure import facts
+from tenure.cli.collecting import collect_seldom
 from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
 from tenure.cli.tracing import Tracing, install
@@ -83,6 +84,7 @@ async def _live(node: Node, listener: socket.socket, departure: Departure, traci
         await asyncio.wait([entering])
         return Exit.OK
     await entering
+    collect_seldom()
     server = _Server(_uvicorn_config(node, app))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     announcing = asyncio.create_task(_announce(node, server), name="announce")

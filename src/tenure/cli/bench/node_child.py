@@ -16,7 +16,9 @@ import time
 from typing import TYPE_CHECKING, final
 
 from tenure import facts
-from tenure.abc import RuntimeProvider, RuntimeSpec
+from tenure.abc import RuntimeProvider, RuntimeSpec, Submit
+from tenure.cli.bench.stage import message
+from tenure.cli.collecting import collect_seldom
 from tenure.config import Config
 from tenure.embed import Node
 from tenure.runtimes import open_provider
@@ -35,17 +37,20 @@ TOLD: Mapping[str, type[facts.Fact]] = {
     "released": facts.Released,
 }
 LOOP_PROBE_S = 0.005
-STAYS, WRITES = "stay", "write"
+STAYS, WRITES, BLOCKS = "stay", "write", "block"
 
 
 async def answer(turn: FunctionTurn) -> None:
-    """The agent: one event for each message, ``write N``: so many; one that says ``stay`` keeps its turn open for ever."""
-    for message in turn.messages:
-        if message.text == STAYS:
+    """The agent: one event for each message, ``write N``: so many; ``stay`` keeps its turn
+    open for ever, ``block S`` blocks the event loop for so many seconds."""
+    for said in turn.messages:
+        if said.text == STAYS:
             await asyncio.Event().wait()
-        word, _, number = message.text.partition(" ")
+        word, _, number = said.text.partition(" ")
+        if word == BLOCKS:
+            time.sleep(float(number))  # noqa: ASYNC251 - this is what is measured
         for _ in range(int(number) if word == WRITES else 1):
-            await turn.emit("reply", {"text": f"heard {message.seq}"})
+            await turn.emit("reply", {"text": f"heard {said.seq}"})
 
 
 @final
@@ -126,14 +131,18 @@ class Teller:
         sys.stdout.flush()
 
 
-async def obey(teller: Teller, pulse: Pulse) -> None:
-    """What the parent asks on standard input: ``pulse`` tells the worst stall and begins anew, ``collect`` frees memory."""
+async def obey(node: Node, teller: Teller, pulse: Pulse) -> None:
+    """What the parent asks on standard input: ``pulse`` tells the worst stall and begins anew, ``collect`` frees memory,
+    ``send CONVERSATION KEY`` submits a message as if it had come here."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().strip():
         if line == "pulse":
             teller.say("pulse", pulse.worst_s)
             pulse.worst_s = 0.0
+        elif line.startswith("send "):
+            await node.submit(Submit(line.split()[1], message(line.split()[2])))
+            teller.say("sent")
         elif line == "collect":
             gc.collect()
             teller.say("collected")
@@ -156,9 +165,10 @@ async def run(given: argparse.Namespace) -> None:
     node = Node(given.store, {"bench": answer}, config=config, provider=provider)
     node.facts.listen(teller.hear)
     async with node:
+        collect_seldom()
         feeling = node.tasks.start(pulse.feel(), "pulse")
         teller.say("ready")
-        await obey(teller, pulse)
+        await obey(node, teller, pulse)
         feeling.cancel()
 
 

@@ -82,6 +82,11 @@ class ChildNode:
         await self.until(lambda: self.counts[reply] > before, f"its answer to {word}")
         return next(iter(self.told[reply]))
 
+    async def send(self, conversation: str, key: str) -> None:
+        """Let a message come to this node; returns before it is accepted."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"send {conversation} {key}\n".encode())
+
     async def worst_stall_s(self) -> float:
         """The longest that its event loop was held up since this was last asked."""
         return float(await self.ask("pulse", "pulse"))

@@ -12,6 +12,7 @@ from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Re
 from tenure.cli.bench.sampling import MeasureFailedError
 from tenure.clock import SystemClock
 from tenure.conversation import Settle
+from tenure.errors import TenureError
 from tenure.journal import Command, Delivery, Draft
 from tenure.lease import UNCLAIMED, IncarnationId, new_incarnation, new_token
 from tenure.stores import open_store
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tenure.abc import Store
     from tenure.cli.bench.places import Kind, Place
+    from tenure.cli.bench.results import Row
 
 AGENT = "bench"
 FAR_S = 3600.0
@@ -36,6 +38,10 @@ class Amount:
     name: str
     limit_s: float
     """For a row; a measurement that takes longer hangs."""
+    piece_s: float
+    """For a part of a row: what it has not done by then is said to be missing, and the row goes on."""
+    fill_s: float
+    """For filling a store or a node: what stands by then is what is measured, and its number is said."""
     rounds: int
     seconds: float
     """Of each contestant in a round, where it works for a time."""
@@ -53,16 +59,16 @@ class Amount:
 
 
 FULL = Amount(
-    name="full", limit_s=900, rounds=5, seconds=2.0, single=500, trials=20, held=(0, 1_000, 10_000, 100_000),
+    name="full", limit_s=900, piece_s=240, fill_s=90, rounds=5, seconds=2.0, single=500, trials=12, held=(0, 1_000, 10_000, 100_000),
     stored=(0, 1_000, 10_000, 100_000), dead=(10, 1_000, 10_000), resident=10_000, history=(10, 100, 1_000, 10_000),
     streams=100,
 )  # fmt: skip
 QUICK = Amount(
-    name="quick", limit_s=200, rounds=3, seconds=0.4, single=100, trials=2, held=(0, 1_000, 10_000),
+    name="quick", limit_s=200, piece_s=90, fill_s=20, rounds=3, seconds=0.4, single=100, trials=2, held=(0, 1_000, 10_000),
     stored=(0, 10_000), dead=(10, 1_000), resident=300, history=(10, 100, 1_000), streams=20,
 )  # fmt: skip
 TINY = Amount(
-    name="tiny", limit_s=120, rounds=1, seconds=0.02, single=3, trials=1, held=(0, 5), stored=(0, 5), dead=(3,),
+    name="tiny", limit_s=120, piece_s=60, fill_s=20, rounds=1, seconds=0.02, single=3, trials=1, held=(0, 5), stored=(0, 5), dead=(3,),
     resident=5, history=(3, 10), streams=2,
 )  # fmt: skip
 
@@ -75,6 +81,16 @@ class Stage:
     places: Mapping[Kind, Place]
     amount: Amount
     say: Callable[[str], None] = field(default=lambda _: None)
+
+
+async def piece(stage: Stage, row: Row, what: str, work: Awaitable[object], limit_s: float | None = None) -> None:
+    """Do a part of a row; what cannot be measured, or takes too long, is said on the page, and the other parts go on."""
+    limit_s = limit_s or stage.amount.piece_s
+    try:
+        async with asyncio.timeout(limit_s):
+            await work
+    except (MeasureFailedError, TenureError, TimeoutError) as error:
+        row.missing[what] = str(error) or f"not done within {limit_s:g} s"
 
 
 @final
@@ -142,12 +158,16 @@ async def hold(store: Store, me: IncarnationId, names: Sequence[str]) -> list[Wr
     return held
 
 
-async def create(store: Store, names: Sequence[str], *, text: str | None = None) -> None:
-    """Create conversations; with `text`, each with a message that waits."""
+async def create(store: Store, names: Sequence[str], *, text: str | None = None, within_s: float | None = None) -> int:
+    """Create conversations; with `text`, each with a message that waits. How many there are, after `within_s` at most."""
+    began = time.monotonic()
     for start in range(0, len(names), TOGETHER):
+        if within_s is not None and time.monotonic() - began > within_s:
+            return start
         part = names[start : start + TOGETHER]
         command = None if text is None else message("first", text)
         await store.submit_all([Submit(name, command, Creation(agent=AGENT)) for name in part])
+    return len(names)
 
 
 async def passivate(writers: Sequence[Writer]) -> None:
