@@ -60,7 +60,7 @@ async def partitions(place: Place, trials: int, ttl_s: float, row: Row) -> None:
 
 async def _all_dead_but(store: Store, node: str) -> None:
     async with asyncio.timeout(BURIED_S):
-        while any(one.about.node != node and not one.dead for one in await store.nodes()):
+        while any(one.about.node != node and not one.dead for one in await store.nodes()):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.05)
 
 

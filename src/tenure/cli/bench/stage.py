@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Reason, Release, Submit
@@ -80,12 +80,13 @@ class Stage:
 
     places: Mapping[Kind, Place]
     amount: Amount
-    say: Callable[[str], None] = field(default=lambda _: None)
+    ends_at: float = float("inf")
+    """When the row is to be done, in monotonic seconds: its parts share what time is left."""
 
 
 async def piece(stage: Stage, row: Row, what: str, work: Awaitable[object], limit_s: float | None = None) -> None:
     """Do a part of a row; what cannot be measured, or takes too long, is said on the page, and the other parts go on."""
-    limit_s = limit_s or stage.amount.piece_s
+    limit_s = max(0.0, min(limit_s or stage.amount.piece_s, stage.ends_at - time.monotonic()))
     try:
         async with asyncio.timeout(limit_s):
             await work
