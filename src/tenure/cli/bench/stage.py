@@ -59,7 +59,7 @@ class Amount:
 
 
 FULL = Amount(
-    name="full", limit_s=900, piece_s=240, fill_s=90, rounds=5, seconds=2.0, single=500, trials=12, held=(0, 1_000, 10_000, 100_000),
+    name="full", limit_s=900, piece_s=240, fill_s=90, rounds=5, seconds=2.0, single=500, trials=10, held=(0, 1_000, 10_000, 100_000),
     stored=(0, 1_000, 10_000, 100_000), dead=(10, 1_000, 10_000), resident=10_000, history=(10, 100, 1_000, 10_000),
     streams=100,
 )  # fmt: skip
