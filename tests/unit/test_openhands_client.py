@@ -201,6 +201,48 @@ def said(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": text}], **more}
 
 
+async def test_the_client_comes_back_by_its_id_or_attached_and_pauses_interrupts_and_deletes(
+    cluster: Cluster, person: Person
+):
+    world, name, late = cluster.world, uuid.uuid4(), []
+    status = importlib.import_module("openhands.sdk.conversation.state").ConversationExecutionStatus
+    first = await person.start(conversation_id=name)
+    assert first.id == name
+    await asyncio.to_thread(first.send_message, "go [script:slow]")
+    running = asyncio.create_task(asyncio.to_thread(first.run, timeout=60))
+    await world.until(lambda: world.happened() == ["slow"])
+    attached = await asyncio.to_thread(
+        lambda: person.remote.attach(person.workspace, name, callbacks=[late.append], visualizer=None)
+    )
+    person.open.append(attached)
+    assert attached.state.execution_status == status.RUNNING and attached.agent.llm.model == person.agent.llm.model
+    await asyncio.to_thread(attached.pause)
+    world.gate.touch()
+    await running  # behind the step it ends
+    assert first.state.execution_status == status.PAUSED
+
+    again = await person.start(conversation_id=name)
+    known = [{e.id for e in one.state.events if getattr(e, "key", "") != "full_state"} for one in (first, again)]
+    assert known[0] and known[0] == known[1]
+    await asyncio.to_thread(again.run, timeout=60)
+    assert again.state.execution_status == status.FINISHED and world.happened() == ["slow"]
+    world.gate.unlink()
+    await asyncio.to_thread(again.send_message, "once more [script:slow]")
+    running = asyncio.create_task(asyncio.to_thread(again.run, timeout=60))
+    await world.until(lambda: world.happened() == ["slow", "slow"])
+    await asyncio.to_thread(attached.interrupt)
+    await running
+    assert again.state.execution_status == status.PAUSED
+    await asyncio.to_thread(again.set_title, "Twice slow")
+    shown = await cluster.http.get(f"/api/conversations/{name.hex}")
+    assert (shown.json()["title"], shown.json()["id"]) == ("Twice slow", str(name))
+    world.gate.touch()
+    again.delete_on_close = True
+    await asyncio.to_thread(again.close)
+    assert (await cluster.http.get(f"/api/conversations/{name}")).status_code == 404
+    assert set(cluster.proxy.answers) <= {200, 201, 404}, cluster.proxy.answers
+
+
 async def test_a_life_by_plain_requests_each_at_another_node(cluster: Cluster):
     wanted = "AAAAAAAA-bbbb-4ccc-8ddd-EEEEEEEEEEEE"
     name, path, told = await create(
