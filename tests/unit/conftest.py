@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from openhands_world import loop, world  # noqa: F401 - fixtures for every file of such tests
 
+pytest.register_assert_rewrite("tenure.testing.loop_suite")
+
 
 class BesideTheSdk(LoadScopeScheduling):
     """Each test is sent to whoever is free, but those with the SDK are sent together."""

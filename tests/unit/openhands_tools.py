@@ -1,12 +1,12 @@
-"""A tool for tests, known to nodes by ``--agent openhands:openhands_tools``: it leaves a line in a file, and then waits.
+"""Tools for tests, known to nodes by ``--agent openhands:openhands_tools``: it leaves a line in a file, and then waits.
 
 ``act`` adds ``line`` to ``effects``; where there is ``until``, it goes on when that file exists. When it returns, the line
-stands in ``effects`` with ``.returned`` behind its name, too.
+stands in ``effects`` with ``.returned`` behind its name, too. ``errand`` does what :data:`ERRANDS` says, in this process.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,8 @@ from openhands.sdk.tool import Action, DeclaredResources, Observation, ToolDefin
 from pydantic import Field
 
 PATIENCE_S = 60.0
+ERRANDS: list[Callable[[str], str]] = []
+"""The last of them is what ``errand`` calls with its line."""
 
 
 class ActAction(Action):
@@ -58,4 +60,34 @@ class ActTool(ToolDefinition[ActAction, ActObservation]):
         ]
 
 
+class ErrandAction(Action):
+    line: str = Field(description="what is to be done")
+
+
+class ErrandObservation(Observation):
+    pass
+
+
+class ErrandExecutor(ToolExecutor[ErrandAction, ErrandObservation]):
+    def __call__(self, action: ErrandAction, conversation: Any = None) -> ErrandObservation:
+        return ErrandObservation.from_text(ERRANDS[-1](action.line))
+
+
+class ErrandTool(ToolDefinition[ErrandAction, ErrandObservation]):
+    def declared_resources(self, action: Action) -> DeclaredResources:
+        return DeclaredResources(keys=(), declared=True)
+
+    @classmethod
+    def create(cls, conv_state: Any = None, **params: Any) -> Sequence[Self]:
+        return [
+            cls(
+                description="Runs an errand.",
+                action_type=ErrandAction,
+                observation_type=ErrandObservation,
+                executor=ErrandExecutor(),
+            )
+        ]
+
+
 register_tool("act", ActTool)
+register_tool("errand", ErrandTool)

@@ -102,7 +102,10 @@ def test_the_time_of_calls_comes_from_the_settings():
         ("some_bots:generator", "generator is no `async def`"),
         ("some_bots:none", "none cannot take a turn"),
         ("some_bots:two", "two cannot take a turn"),
-        ("openshop", "no loop is called 'openshop'; use function, scripted, openhands, or module:function"),
+        (
+            "openshop",
+            "no loop is called 'openshop'; use function, scripted, openhands, pydantic-ai, or module:function",
+        ),
         ("", "no loop is called ''"),
         ("function", "no loop is called 'function'"),
         ("function:", "names no function; write module:function"),

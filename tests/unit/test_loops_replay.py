@@ -189,7 +189,9 @@ def test_the_property_is_no_decoration(broken: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("tenure.loops.function.replay.Replay.step", nothing)
         monkeypatch.setattr("tenure.loops.function.replay.Replay.finish", lambda self: None)
     else:
-        monkeypatch.setattr("loops_support.plan", lambda state: type("P", (), {"repairs": (), "then": None})())
+        monkeypatch.setattr(
+            "tenure.testing.loop_suite.stage.plan", lambda state: type("P", (), {"repairs": (), "then": None})()
+        )
 
         async def runs_again(self: Any, call: str, name: str, idempotent: bool) -> None:
             self._running[call] = None

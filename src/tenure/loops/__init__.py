@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from tenure.abc import AgentFunction, AgentLoop
     from tenure.config import Config
 
-LOOPS = ("function", "scripted", "openhands")
+LOOPS = ("function", "scripted", "openhands", "pydantic-ai")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def load_loop(spec: str, config: Config | None = None) -> AgentLoop:
     """The loop that ``LOOP[:TARGET]`` names: ``scripted``, ``openhands`` or ``openhands:MODULE,…`` (which register tools),
-    ``function:module:function``, or, short for the latter, ``module:function`` where `module` is no name of a loop.
+    ``pydantic-ai:module:agent``, ``function:module:function``, or, short for the latter, ``module:function`` where
+    `module` is no name of a loop.
 
     :raises InvalidInputError: naming `agent`: no such loop, or its target cannot be loaded.
     """
@@ -30,6 +31,10 @@ def load_loop(spec: str, config: Config | None = None) -> AgentLoop:
         return scripted_loop(config)
     if name == "openhands":
         return openhands_loop([module for module in target.split(",") if module])
+    if name == "pydantic-ai":
+        from tenure.loops.pydantic_ai import load as load_agent
+
+        return load_agent(target)
     if not colon:
         raise InvalidInputError(
             "agent", f"no loop is called {spec[:200]!r}", f"use {', '.join(LOOPS)}, or module:function"
