@@ -342,6 +342,30 @@ def test_export_import_and_fork(shell: Shell, name: str, tmp_path: Path):
     assert [one.name for one in tmp_path.iterdir()] == ["out.ndjson"]
 
 
+def test_what_openhands_has_written_comes_in_and_what_has_nothing_of_it_does_not_go_out(
+    shell: Shell, name: str, tmp_path: Path
+):
+    """Here without an OpenHands agent: the copy is stored all the same, and a trajectory of it is what came in."""
+    message = {"kind": "MessageEvent", "id": "m1", "source": "user", "timestamp": "2026-01-01T00:00:00"}
+    message["llm_message"] = {"role": "user", "content": [{"type": "text", "text": "hello"}]}  # type: ignore[assignment]
+    trajectory, folder = tmp_path / "t.json", tmp_path / "stock"
+    trajectory.write_text(json.dumps([message]))
+    copy = shell.json("import", str(trajectory), "--id", name, "--agent", "scripted")
+    assert copy["id"] == name
+    assert json.loads(shell.run("export", name, "--as", "trajectory").stdout) == [message]
+    refused = shell.run("export", name, "--as", "directory", "-o", str(folder))
+    assert refused.exit_code == Exit.USAGE and "settings.agent" in refused.stderr and not folder.exists()
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"agent": {"tools": []}}))
+    words = ("import", str(trajectory), "--id", f"{name}-2", "--agent", "scripted", "--settings", str(settings))
+    assert shell.run(*words).exit_code == Exit.OK
+    assert shell.run("export", f"{name}-2", "--as", "directory", "-o", str(folder)).exit_code == Exit.OK
+    assert sorted(p.name for p in folder.rglob("*.json")) == ["base_state.json", "event-00000-m1.json"]
+    assert shell.run("export", f"{name}-2", "--as", "directory", "-o", str(folder)).exit_code != Exit.OK
+    assert shell.json("import", str(folder), "--id", f"{name}-3", "--agent", "scripted")["id"] == f"{name}-3"
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_files_that_are_no_exports(shell: Shell, name: str, tmp_path: Path):
     file = tmp_path / "bad"
     file.write_text("{}\n")

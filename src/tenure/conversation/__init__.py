@@ -19,8 +19,10 @@ from tenure.conversation.planning import (
 )
 from tenure.conversation.record import Record, Settle, Status, TurnState, status
 from tenure.conversation.recording import (
+    FORMAT,
     Export,
     Recording,
+    chained,
     closing,
     is_own,
     past_of,
@@ -31,6 +33,7 @@ from tenure.conversation.recording import (
 from tenure.conversation.timeline import TELLING, Ended, RefusedWrite, TenureSpan, timeline
 
 __all__ = [
+    "FORMAT",
     "LOST_LIMIT",
     "REPLAY",
     "RETIRED",
@@ -50,6 +53,7 @@ __all__ = [
     "Then",
     "TurnState",
     "advance",
+    "chained",
     "checked",
     "closing",
     "end_turn",
