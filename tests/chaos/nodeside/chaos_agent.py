@@ -102,19 +102,29 @@ async def agent(turn):
 
 
 def _dies(name: str, conversation_of, kinds_of) -> None:
-    original = getattr(STORE, name)
+    """At one request of this name, and at a list of them: a store may have a way of its own for either."""
 
-    async def wrapped(self, requests):
+    def crash_at(moment: str, requests) -> None:
         for request in requests:
             for kind in kinds_of(request):
-                crash("before", kind, conversation_of(request))
-        results = await original(self, requests)
-        for request in requests:
-            for kind in kinds_of(request):
-                crash("after", kind, conversation_of(request))
+                crash(moment, kind, conversation_of(request))
+
+    one_by_one, at_once = getattr(STORE, name), getattr(STORE, f"{name}_all")
+
+    async def one(self, request):
+        crash_at("before", [request])
+        result = await one_by_one(self, request)
+        crash_at("after", [request])
+        return result
+
+    async def many(self, requests):
+        crash_at("before", requests)
+        results = await at_once(self, requests)
+        crash_at("after", requests)
         return results
 
-    setattr(STORE, name, wrapped)
+    setattr(STORE, name, one)
+    setattr(STORE, f"{name}_all", many)
 
 
 def _dies_burying() -> None:
@@ -132,10 +142,10 @@ def _dies_burying() -> None:
 
 
 if POINT:
-    _dies("claim_all", lambda r: r.conversation, lambda r: ["claimed"])
-    _dies("append_all", lambda r: r.lease.conversation, lambda r: [d.kind for d in r.drafts])
+    _dies("claim", lambda r: r.conversation, lambda r: ["claimed"])
+    _dies("append", lambda r: r.lease.conversation, lambda r: [d.kind for d in r.drafts])
     _dies(
-        "release_all",
+        "release",
         lambda r: r.batch.lease.conversation,
         lambda r: [*(d.kind for d in r.batch.drafts), "released"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Work:
         self._there = there
         self._work = work
         self._task: asyncio.Task[None] | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self.ended: asyncio.Future[None] = self._here.create_future()
         there.call_soon_threadsafe(self._start)
 
@@ -29,10 +30,15 @@ class Work:
         self._there.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
 
     def _start(self) -> None:
+        """With threads of its own for what it calls aside (the SDK's steps): they end with it, and cost an idle one nothing."""
+        self._threads = ThreadPoolExecutor()
+        self._there.set_default_executor(self._threads)
         self._task = self._there.create_task(self._work)
         self._task.add_done_callback(self._tell)
 
     def _tell(self, task: asyncio.Task[None]) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         with contextlib.suppress(RuntimeError):  # the node's event loop is closed: nobody waits any more
             self._here.call_soon_threadsafe(self._end, error)
