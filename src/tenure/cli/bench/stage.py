@@ -189,15 +189,17 @@ def names(what: str, count: int) -> list[str]:
 
 
 async def rate(work: Callable[[], Awaitable[object]], tasks: int, seconds: float, each: int = 1) -> float:
-    """How often per second `tasks` of them get `work` done, that counts for `each`."""
+    """How often per second `tasks` of them get `work` done, once each at least; it counts for `each`."""
     done = 0
     end = time.monotonic() + seconds
 
     async def repeat() -> None:
         nonlocal done
-        while time.monotonic() < end:
+        while True:
             await work()
             done += each
+            if time.monotonic() >= end:
+                return
 
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
