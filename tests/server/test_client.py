@@ -99,9 +99,12 @@ async def test_a_conversation_from_beginning_to_end(client):
     assert shown.last_seq == sent.events[-1].seq
     info = await client.start("c1")
     assert (info.ready, info.owner.incarnation) == (True, shown.owner.incarnation)
-    taken = await client.takeover("c1")
+    taken = await client.takeover("c1", epoch=shown.epoch)
     assert taken.here
     assert taken.epoch == shown.epoch + 1
+    with pytest.raises(ConversationOwnedElsewhereError) as late:
+        await client.takeover("c1", epoch=shown.epoch)
+    assert late.value.owner.epoch == taken.epoch
     assert [event.seq async for event in client.events("c1", limit=3)] == [1, 2, 3]
     assert [event.kind async for event in client.events("c1", kinds=["message", "reply"])] == ["message", "reply"]
     assert (await client.patch("c1", title="other", version=1)).title == "other"

@@ -282,6 +282,34 @@ async def test_a_takeover_that_came_too_late_is_refused(cluster):
         assert refused.json()["owner"]["node"] in ("n2", "n3")
 
 
+async def test_a_takeover_from_an_epoch_that_is_past_changes_nothing_and_names_the_owner(cluster):
+    """Who decides by what it saw takes over from the owner it saw, or from nobody."""
+    one, other = await cluster.http("n1"), await cluster.http("n2")
+    third = await cluster.http("n3")
+    await one.post("/conversations", json={"id": "c1"})
+    seen = (await one.post("/conversations/c1/start?here=true")).json()["epoch"]
+    taken = await other.post("/conversations/c1/takeover", json={"epoch": seen})
+    assert (taken.status_code, taken.json()["epoch"]) == (200, seen + 1)
+    for stale in (seen, seen + 7):
+        refused = await third.post("/conversations/c1/takeover", json={"epoch": stale})
+        assert (refused.status_code, refused.json()["code"]) == (409, "conversation-owned-elsewhere")
+        assert (refused.json()["owner"]["node"], refused.json()["owner"]["epoch"]) == ("n2", seen + 1)
+        assert "owned by node n2" in refused.json()["detail"]
+    kinds = [e["kind"] for e in (await one.get("/conversations/c1/events?limit=1000")).json()["events"]]
+    assert kinds.count("claimed") == 2
+    assert (await third.post("/conversations/c1/takeover", json={})).json()["epoch"] == seen + 2, "as before"
+
+
+async def test_a_takeover_from_a_past_epoch_of_what_nobody_owns_says_so(cluster):
+    one = await cluster.http("n1")
+    await one.post("/conversations", json={"id": "c1"})
+    seen = (await one.post("/conversations/c1/start?here=true")).json()["epoch"]
+    await one.post("/conversations/c1/stop?wait_s=20")
+    refused = await one.post("/conversations/c1/takeover", json={"epoch": seen - 1})
+    assert (refused.status_code, refused.json()["code"]) == (409, "epoch-moved")
+    assert f"epoch {seen}" in refused.json()["detail"]
+
+
 async def test_a_draining_or_full_node_takes_nothing_and_names_others(cluster):
     await cluster.node("full", capacity=0)
     full, other = await cluster.http("full"), await cluster.http("n2")

@@ -187,7 +187,9 @@ def test_start_creates_and_here_names_the_owner(shell: Shell, name: str):
 
 def test_takeover(shell: Shell, name: str):
     before = shell.json("start", name, "--here", at="a")
-    after = shell.json("takeover", name, at="b")
+    late = shell.run("takeover", name, "--epoch", str(before["epoch"] - 1), at="b")
+    assert (late.exit_code, "owned by node a" in late.stderr) == (Exit.CONFLICT, True)
+    after = shell.json("takeover", name, "--epoch", str(before["epoch"]), at="b")
     assert (after["owner"]["node"], after["epoch"]) == ("b", before["epoch"] + 1)
     assert "b (http" in shell.run("show", name).stdout
 

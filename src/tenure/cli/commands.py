@@ -234,12 +234,19 @@ async def nodes(to: Cluster) -> None:
     to.tell([_node_shape(one) for one in found], lambda: nodes_table(found))
 
 
-async def takeover(to: Cluster, conversation: Conversation) -> None:
+async def takeover(
+    to: Cluster,
+    conversation: Conversation,
+    epoch: Annotated[
+        int | None, typer.Option(min=0, help="Only from the owner of this epoch.", show_default=False)
+    ] = None,
+) -> None:
     """Make the node that is asked the owner, by force.
 
-    The present owner, alive or not, is fenced off; an open turn goes on under the new one.
+    The present owner, alive or not, is fenced off; an open turn goes on under the new one. With --epoch nothing is changed
+    if the conversation has another owner by now than the one that was looked at.
     """
-    info = await to.client.takeover(conversation)
+    info = await to.client.takeover(conversation, epoch=epoch)
     to.tell(_loop_shape(info), lambda: loop_text(info))
 
 

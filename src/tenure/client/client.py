@@ -273,13 +273,14 @@ class Client:
         answer = await self._ask("GET", f"{path_of(conversation_id)}/start", of=conversation_id)
         return start_progress_of(answer.json())
 
-    async def takeover(self, conversation_id: str) -> LoopInfo:
-        """Make the node that is asked the owner, by force.
+    async def takeover(self, conversation_id: str, *, epoch: int | None = None) -> LoopInfo:
+        """Make the node that is asked the owner, by force. With `epoch`, only from the owner of that epoch.
 
-        :raises ConversationOwnedElsewhereError: somebody else claimed it meanwhile.
+        :raises ConversationOwnedElsewhereError: somebody else claimed it meanwhile; with `epoch`, since that one.
+        :raises CommandRefusedError: so it was, and nobody owns it any more.
         """
-        path = f"{path_of(conversation_id)}/takeover"
-        answer = await self._ask("POST", path, body={}, of=conversation_id, wait_s=120, again=False)
+        path, body = f"{path_of(conversation_id)}/takeover", {} if epoch is None else {"epoch": epoch}
+        answer = await self._ask("POST", path, body=body, of=conversation_id, wait_s=120, again=False)
         return loop_info_of(answer.json(), ready=True)
 
     async def _command(

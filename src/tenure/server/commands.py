@@ -24,13 +24,13 @@ from tenure.errors import (
     UnknownConversationError,
 )
 from tenure.journal import CORE_COMMANDS, Command, JsonObject
+from tenure.lease import Epoch
 from tenure.server.failures import start_failure
 from tenure.server.stream import EventStream, Place
 from tenure.server.strict import the_key, the_user, too_large
 from tenure.server.watch import Settlement, Watch, Watches, find, read
 from tenure.server.wire import (
     Answer,
-    Body,
     Bounds,
     ForUser,
     InPath,
@@ -38,6 +38,7 @@ from tenure.server.wire import (
     NewMessage,
     Nothing,
     Stop,
+    Takeover,
     WaitS,
     event_text,
     json_reply,
@@ -152,10 +153,14 @@ class Commands:
             await find(self.node.store, conversation, user_id)
         return json_reply(200, (await self.node.start_info(conversation)).as_json())
 
-    async def takeover(self, conversation: InPath, body: Body | None = None, user_id: ForUser = None) -> Response:
-        """Make this node the owner by force, if nobody else claims it meanwhile."""
-        record = await find(self.node.store, conversation, the_user(user_id, body and body.user_id))
-        info = await self.node.take_over(conversation, record.epoch)
+    async def takeover(self, conversation: InPath, body: Takeover | None = None, user_id: ForUser = None) -> Response:
+        """Make this node the owner by force, if nobody else claims it meanwhile: with `epoch`, since that one; without,
+        since this request.
+        """
+        body = body or Takeover()
+        record = await find(self.node.store, conversation, the_user(user_id, body.user_id))
+        seen = record.epoch if body.epoch is None else Epoch(body.epoch)
+        info = await self.node.take_over(conversation, seen)
         return json_reply(200, info.as_json())
 
     async def _send(

@@ -217,6 +217,12 @@ class Stop(Keyed):
     queue: bool = False
 
 
+class Takeover(Body):
+    """`epoch`: take over from the owner of exactly this epoch; without it, from whoever owns it when the request arrives."""
+
+    epoch: Annotated[int, Field(ge=0, lt=2**53)] | None = None
+
+
 class Answer(Keyed):
     """The answer to what a turn waits for; `ask` names the question if there could be a doubt."""
 
