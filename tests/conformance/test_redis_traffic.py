@@ -1,24 +1,31 @@
 """What goes over the wire, counted by the server: round trips, and work that does not grow with what is stored or held."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
 import redis_servers
 
+import tenure
+from tenure import facts
 from tenure.abc import Append, Appended, Death, Fenced, Filters, Held, Load, Reading, Reason, Repeated
+from tenure.config import Config
 from tenure.conversation import Settle
 from tenure.errors import StoreUnavailableError
 from tenure.lease import Epoch, IncarnationId, Token
+from tenure.node.claimer import Claimer
 from tenure.stores.redis.scripts import Call, Share, joined, script
 from tenure.stores.redis.servers import Servers
+from tenure.testing.provider import FaultyProvider, Machine
 from tenure.testing.servers import RedisServer, Watched
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import AGENT, CREATION, IDLE, OPEN, expect, note
 
 LONG_S = 600.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(params=redis_servers.BINARIES.values(), ids=redis_servers.BINARIES.keys(), scope="module")
@@ -146,6 +153,142 @@ async def test_reading_on_costs_what_is_new(server: RedisServer, stage: Stage):
         assert [e.seq for e in reading.events] == list(range(after + 1, after + 11))
         calls = server.calls()
         assert (calls["evalsha"], calls["xrange"], calls["zrevrangebyscore"]) == (1, 1, 1)
+
+
+# a whole node
+
+
+CONSOLE = {"config", "info", "hscan"}
+"""What the test itself asks, and no store."""
+BEAT = {"evalsha": 1, "hmget": 1, "time": 1, "hset": 1}
+SWEEP = {
+    **{"evalsha": 2, "zrangebylex": 1},  # papers for this node; a look at the partitions
+    **{"zcard": 64, "time": 2, "zunion": 1},
+    **{"zrange": 2, "hgetall": 1},  # who lives, twice: judged first, then looked past
+}
+"""With one node, and nothing that is wanted."""
+
+
+async def echo(turn):
+    await turn.emit("reply", {"text": turn.messages[-1].text})
+
+
+class Observed:
+    """A node that sweeps only when hastened, and what its server was asked, by the server's own statistics."""
+
+    def __init__(self, server: RedisServer, node: tenure.Node, prefix: str) -> None:
+        self.node = node
+        self.resting = asyncio.Event()
+        self._server = server
+        self._prefix = prefix
+
+    def _beat(self) -> int:
+        """How often the server has renewed the node."""
+        key = f"{self._prefix}:{{nodes}}:node:{self.node.incarnation}"
+        _, (_, beat) = self._server.told("HSCAN", key, 0, "MATCH", "beat", "COUNT", 100)
+        return int(beat)
+
+    def _look(self) -> tuple[Counter[str], int]:
+        """The statistics at an instant between two beats."""
+        while True:
+            beat, calls = self._beat(), self._server.calls()
+            if beat == self._beat():
+                return Counter({name: n for name, n in calls.items() if name.partition("|")[0] not in CONSOLE}), beat
+
+    def forget(self) -> None:
+        self._before, self._beat_before = self._look()
+
+    @property
+    def beats(self) -> int:
+        """How many there were since."""
+        return self._beat() - self._beat_before
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """What was asked since, apart from the beats, and from the listener's sign of life (one in some seconds)."""
+        calls, beat = self._look()
+        calls.subtract(self._before)
+        calls.subtract({name: each * (beat - self._beat_before) for name, each in BEAT.items()})
+        return {name: n for name, n in calls.items() if n and name != "ping"}
+
+    async def sweep(self) -> None:
+        """One, from its beginning to its rest."""
+        claimer = self.node._claimer
+        assert claimer is not None
+        self.resting.clear()
+        claimer.hasten()
+        await self.rest()
+
+    async def rest(self) -> None:
+        """The sweep is over, and nothing hastens another."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self.resting.wait()
+
+
+type Opened = Callable[[float], AbstractAsyncContextManager[Observed]]
+
+
+@pytest.fixture
+def observed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """A node that passivates what is idle for so long."""
+
+    @asynccontextmanager
+    async def opened(idle_s: float) -> AsyncIterator[Observed]:
+        prefix = redis_servers.prefix()
+        config = Config(node="observed", ttl_s=1.5, sweep_s=15, idle_s=idle_s, reap_s=LONG_S, witness=False)
+        url, provider = server.url(prefix=prefix), FaultyProvider(Machine())
+        one = Observed(server, tenure.Node(url, {"echo": echo}, provider=provider, config=config), prefix)
+
+        def pause(claimer: Claimer) -> float:
+            if not claimer._hinted.is_set():
+                one.resting.set()
+            return LONG_S
+
+        monkeypatch.setattr(Claimer, "_pause_s", pause)
+        async with one.node:
+            await one.rest()
+            assert one.node.readiness() == [], "nothing is left that hastens a sweep"
+            one.forget()
+            yield one
+
+    return opened
+
+
+async def test_a_start_by_a_node(observed: Opened):
+    """New, by hand, to its live loop: a claim, a reading, an append that asks for the runtime, one that all is ready."""
+    async with observed(LONG_S) as one:
+        info = await one.node.maybe_start_agent_loop("new", {})
+        assert (info.epoch, info.here) == (1, True)
+        asked = one.asked
+        assert asked["evalsha"] == 4
+        assert not asked.keys() & {"eval", "script", "script|load", "multi", "watch"}
+
+
+async def test_a_release_by_a_node(observed: Opened):
+    """A start, which idles for a moment, is let go with one more."""
+    async with observed(0.1) as one:
+        released = asyncio.ensure_future(one.node.facts.until(facts.Released))
+        await one.node.maybe_start_agent_loop("new", {})
+        assert (await asyncio.wait_for(released, PATIENCE_S)).reason == "idle"
+        assert one.asked["evalsha"] == 4 + 1
+
+
+@pytest.mark.timeout(180)
+async def test_an_idle_node_asks_the_same_whatever_it_owns(observed: Opened):
+    """Per heartbeat, and per sweep: with no loop, with ten and with a hundred that live here and wait."""
+    async with observed(LONG_S) as one:
+        for owned in (0, 10, 100):
+            for number in range(one.node.owned, owned):
+                await one.node.maybe_start_agent_loop(f"idle {number}", {})
+            assert one.node.owned == owned
+            await one.sweep()  # hints of what was started have been heard
+            one.forget()
+            while one.beats < 6:
+                await one.node.facts.until(facts.Renewed)
+            assert one.asked == {}, "nothing but beats, none of which costs more"
+            for number in (1, 2, 3):
+                await one.sweep()
+                assert one.asked == {name: number * each for name, each in SWEEP.items()}, f"with {owned} owned"
 
 
 # travelling together
