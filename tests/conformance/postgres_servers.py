@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import contextlib
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -23,14 +22,11 @@ from tenure.testing.postgres import PostgresServer, postgres_binaries
 from tenure.testing.store_suite import Factory, Stage
 from tenure.testing.store_suite.stage import PATIENCE_S
 
-_FOUND = postgres_binaries()
-NEWEST = next(reversed(_FOUND.values()))
-BINARIES = {
-    name: binary
-    for name, binary in _FOUND.items()
-    if binary == NEWEST or "TENURE_TEST_POSTGRES" in os.environ or "TENURE_TEST_ALL_VERSIONS" in os.environ
-}
-"""The newest that is here; all of them if ``TENURE_TEST_ALL_VERSIONS`` is set (for a release, or a change of its SQL)."""
+BINARIES = postgres_binaries()
+"""All that are here: both that the wheel carries."""
+OLDEST, NEWEST = (list(BINARIES.values())[place] for place in (0, -1))
+EACH = {"params": BINARIES.values(), "ids": BINARIES.keys()}
+"""For fixtures: once on every version."""
 _RUN = contextlib.ExitStack()
 atexit.register(_RUN.close)
 _SCHEMAS = (f"t{number}" for number in itertools.count(1))

@@ -47,9 +47,9 @@ class Place:
     stage: Stage
 
 
-@pytest.fixture
-async def place() -> AsyncIterator[Place]:
-    server, schema = postgres_servers.shared_server(postgres_servers.NEWEST), postgres_servers.schema()
+@pytest.fixture(**postgres_servers.EACH)
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    server, schema = postgres_servers.shared_server(request.param), postgres_servers.schema()
     async with postgres_servers.stage_on(server.url(schema=schema, **PATIENT)) as stage:
         yield Place(server, schema, stage)
 

@@ -15,6 +15,7 @@ from tenure.journal import Policy
 from tenure.lease import Epoch, Token
 from tenure.stores.postgres import PostgresStore
 from tenure.stores.postgres.link import Link, Statement
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import AGENT, IDLE, OPEN, PATIENCE_S, command, expect, message, note, timeless
 
@@ -146,8 +147,14 @@ def spied(patch: pytest.MonkeyPatch) -> list[str]:
     return sent
 
 
-async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(monkeypatch: pytest.MonkeyPatch):
-    server = postgres_servers.shared_server(postgres_servers.NEWEST)
+@pytest.fixture(**postgres_servers.EACH)
+def server(request: pytest.FixtureRequest) -> PostgresServer:
+    return postgres_servers.shared_server(request.param)
+
+
+async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+):
     outcomes: list[list[Any]] = []
     for together in (False, True):
         url = server.url(schema=postgres_servers.schema())
@@ -175,9 +182,9 @@ async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(monke
 
 
 @pytest.mark.parametrize("others", [2, 6])
-async def test_c15_a_group_leaves_alone_the_row_that_somebody_holds(others: int):
+async def test_c15_a_group_leaves_alone_the_row_that_somebody_holds(server: PostgresServer, others: int):
     """Few, and so many that the function for many is asked: all but one are answered while nobody lets go of that row."""
-    server, schema = postgres_servers.shared_server(postgres_servers.NEWEST), postgres_servers.schema()
+    schema = postgres_servers.schema()
     async with postgres_servers.stage_on(server.url(schema=schema, statement_s=60, timeout_s=60)) as stage:
         stuck, *free = [await stage.owned() for _ in range(1 + others)]
         with console(server, schema) as session:

@@ -19,9 +19,13 @@ from tenure.testing.postgres import PostgresServer
 from tenure.testing.store_suite.stage import CREATION, expect, message
 
 
-@pytest.fixture
-def server() -> PostgresServer:
-    return postgres_servers.shared_server(postgres_servers.NEWEST)
+@pytest.fixture(**postgres_servers.EACH)
+def server(request: pytest.FixtureRequest) -> PostgresServer:
+    return postgres_servers.shared_server(request.param)
+
+
+def test_both_versions_that_the_wheel_carries_are_tested():
+    assert {"postgres-16", "postgres-18"} <= postgres_servers.BINARIES.keys()
 
 
 # URLs
@@ -105,7 +109,7 @@ async def test_a_server_without_fsync_a_standby_and_another_encoding_are_refused
     server.ask("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
     with pytest.raises(StoreUnfitError, match="keeps text as LATIN1"):
         await PostgresStore(server.url().replace("/postgres", "/latin")).__aenter__()
-    with PostgresServer(postgres_servers.NEWEST, options={"fsync": "off"}) as careless:
+    with PostgresServer(server.binaries, options={"fsync": "off"}) as careless:
         with pytest.raises(StoreUnfitError, match="set fsync=on"):
             await PostgresStore(careless.url()).__aenter__()
         careless.stop()

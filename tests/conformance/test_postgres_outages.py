@@ -20,10 +20,10 @@ LONG_S = 600.0
 OURS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenure'"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
+@pytest.fixture(**postgres_servers.EACH, scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """Nobody else's: it is crashed, and its connections are counted."""
-    with PostgresServer(postgres_servers.NEWEST) as server:
+    with PostgresServer(request.param) as server:
         yield server
 
 

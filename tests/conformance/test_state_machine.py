@@ -445,8 +445,10 @@ class RedisMachine(StoreMachine):
 
 
 class PostgresMachine(StoreMachine):
+    binaries = postgres_servers.NEWEST
+
     def __init__(self) -> None:
-        self.factory = postgres_servers.on(postgres_servers.shared_server(postgres_servers.NEWEST))
+        self.factory = postgres_servers.on(postgres_servers.shared_server(self.binaries))
         super().__init__()
 
     def open(self, folder: Path, clock: ManualClock) -> Store:
@@ -466,6 +468,14 @@ class ManyMachine(PostgresMachine):
         super().teardown()
 
 
+class OldestPostgresMachine(PostgresMachine):
+    binaries = postgres_servers.OLDEST
+
+
+class OldestManyMachine(ManyMachine):
+    binaries = postgres_servers.OLDEST
+
+
 TestMemory = MemoryMachine.TestCase
 TestMemory.settings = settings(max_examples=60, stateful_step_count=40)
 TestSqlite = SqliteMachine.TestCase
@@ -476,3 +486,7 @@ TestPostgres = PostgresMachine.TestCase
 TestPostgres.settings = settings(max_examples=10, stateful_step_count=30)
 TestPostgresMany = ManyMachine.TestCase
 TestPostgresMany.settings = settings(max_examples=10, stateful_step_count=30)
+TestPostgresOldest = OldestPostgresMachine.TestCase
+TestPostgresOldest.settings = settings(max_examples=10, stateful_step_count=30)
+TestPostgresOldestMany = OldestManyMachine.TestCase
+TestPostgresOldestMany.settings = settings(max_examples=10, stateful_step_count=30)
