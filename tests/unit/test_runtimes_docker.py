@@ -136,6 +136,35 @@ async def test_what_cannot_be_found_out_is_not_gone(engine: Engine, provider: Do
     assert await provider.attach(SPEC) is not None
 
 
+async def test_a_removal_that_takes_its_time_is_waited_for(engine: Engine, provider: DockerProvider):
+    await provider.provision(SPEC, quiet)
+    engine.looks = 3
+    await provider.discard(SPEC.name, SPEC.workspace)
+    assert engine.containers == {} and engine.volumes == {}
+    assert asked(engine, "DELETE", "/containers/") >= 3, "a conflict with the removal under way is no failure"
+
+
+async def test_a_name_whose_container_is_being_removed_is_free_soon(engine: Engine, provider: DockerProvider):
+    runtime = await provider.provision(SPEC, quiet)
+    await runtime.write("note", "kept")
+    engine.looks = 6
+    engine.remove(engine.containers[container_name(SPEC.name)], force=True)
+    assert await provider.attach(SPEC) is None, "gone for good"
+    again = await provider.provision(SPEC, quiet)
+    assert await again.read("note") == b"kept" and asked(engine, "POST", CREATE) >= 3
+
+
+async def test_a_container_that_is_never_removed_is_said(engine: Engine):
+    provider = DockerProvider(options(engine, ready_s=0.3))
+    await provider.provision(SPEC, quiet)
+    engine.looks = 1_000_000
+    failure = await failure_of(provider.discard(SPEC.name))
+    assert failure.step == "discard" and "the container is not gone within 0.3 s" in failure.reason
+    failure = await failure_of(provider.provision(SPEC, quiet))
+    assert failure.step == "create" and "still taken by a container that is removed" in failure.reason
+    await provider.close()
+
+
 async def test_a_lost_answer_to_a_removal_is_a_removal(engine: Engine, provider: DockerProvider):
     await provider.provision(SPEC, quiet)
     engine.faults.append(Fault("DELETE", "/containers/[^/]+", "lost"))
@@ -183,6 +212,19 @@ def test_frames_may_be_cut_anywhere():
         assert (frames.outputs[1].bytes(), frames.outputs[2].bytes()) == (b"out!", b"e")
     with pytest.raises(RuntimeFailure, match="no frames"):
         Frames(100).feed(b"HTTP/1.1 200")
+
+
+async def test_no_cut_of_an_output_tears_a_credential(provider: DockerProvider, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tenure.runtimes.docker.OUTPUT_LIMIT", 1000)
+    runtime = await provider.provision(SPEC, quiet)
+    old, new = "first/value+with&more0123456789", "other/value+with&more9876543210"
+    await provider.configure(runtime, {"TOKEN": old})
+    await runtime.run('printf %s "$TOKEN" > old')
+    await provider.configure(runtime, {"TOKEN": new})
+    fill = 'head -c 485 /dev/zero | tr "\\0"'
+    ran = await runtime.run(f'{fill} x; cat old; yes | head -c 3000; printf %s "$TOKEN"; {fill} z')
+    assert ran.truncated
+    assert re.fullmatch(r"x+\n… \d+ bytes left out …\nz+", ran.stdout), ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The runtime ``http``: repeated requests make one of each, the service's own words are the reason, lies are refused."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tenure.abc import Ran, RuntimeFailure, RuntimeSpec
 from tenure.errors import InvalidInputError
 from tenure.runtimes import open_provider
 from tenure.runtimes.http import HttpProvider
+from tenure.runtimes.process import ProcessProvider
 from tenure.testing.provider import Fail, FaultyProvider, Hang, Machine
 from tenure.testing.sandboxes import SandboxService
 
@@ -74,12 +77,14 @@ async def test_every_request_may_be_repeated(service: SandboxService, machine: M
     await runtime.write("note", "x")
     assert (await runtime.run("ls", stdin="in")).stdout == "ls:in"
     assert await runtime.read("note") == b"x"
-    assert await provider.list() == [("s.c.e1", "c")]
-    assert await provider.attach(SPEC) is not None
-    await provider.discard("s.c.e1", "s.c")
-    assert await provider.attach(SPEC) is None
     done = [step for step, _ in machine.log]
     assert (done.count("provision"), done.count("run")) == (1, 1), "begun once, however often it was asked for"
+    assert await provider.list() == [("s.c.e1", "c")]
+    assert await provider.attach(SPEC) is not None
+    done = [step for step, _ in machine.log]
+    assert (done.count("provision"), done.count("run")) == (2, 1), "made anew once, to end what the run has left"
+    await provider.discard("s.c.e1", "s.c")
+    assert await provider.attach(SPEC) is None
     assert max(network.tries.values()) >= 3
     await provider.close()
 
@@ -114,6 +119,37 @@ async def test_a_name_that_was_deleted_is_never_made_again(service: SandboxServi
     with pytest.raises(RuntimeFailure, match="was deleted"):
         await provider_of(service).provision(SPEC, quiet)
     assert machine.standing == {}
+
+
+async def test_what_takes_the_service_its_time_is_waited_for(machine: Machine):
+    service = SandboxService(FaultyProvider(machine), late=2)
+    provider = provider_of(service)
+    await provider.provision(SPEC, quiet)
+    service.pause("s.c.e1")
+    assert await provider.attach(SPEC) is not None
+    assert machine.standing
+    await provider.discard("s.c.e1")
+    assert machine.standing == {}
+    asked = Counter(service.asked)
+    assert asked["POST", "/runtimes/s.c.e1/resume"] == asked["DELETE", "/runtimes/s.c.e1"] == 3
+    await provider.close()
+
+
+async def test_what_is_not_resumed_is_not_waited_for_for_ever(service: SandboxService, monkeypatch: Any):
+    monkeypatch.setattr("tenure.runtimes.http.RESUME_S", 0.2)
+    runtime = await provider_of(service).provision(SPEC, quiet)
+    service.pause("s.c.e1")
+    monkeypatch.setattr(service, "_late", 10_000)
+    with pytest.raises(RuntimeFailure, match=r"did not resume it within 0\.2 s"):
+        await runtime.run("ls")
+
+
+async def test_a_conflict_that_is_no_pause_is_the_failure(service: SandboxService):
+    runtime = await provider_of(service).provision(SPEC, quiet)
+    service.sandboxes["s.c.e1"].state = "stopped"
+    with pytest.raises(RuntimeFailure, match="is stopped"):
+        await runtime.run("ls")
+    assert ("POST", "/runtimes/s.c.e1/resume") not in service.asked
 
 
 async def test_the_token_is_asked_for(machine: Machine):
@@ -170,6 +206,17 @@ async def test_a_careless_service_cannot_give_a_credential_away():
     assert "hunter2" not in str(failed.value) and "***" in str(failed.value)
 
 
+async def test_a_services_reason_is_whole_or_not_given():
+    """It is masked by who knows the conversation's values in all their forms; of one that was cut before, half would stay."""
+    for size in (400, 490, 9_000, 20_000, 200_000):
+        reason = "x" * size + base64.b64encode(b"hunter2-hunter2-hunter2").decode()
+        with pytest.raises(RuntimeFailure) as failed:
+            await saying(422, {"reason": reason, "step": reason}).provision(SPEC, quiet)
+        assert failed.value.reason == reason or "aHVu" not in failed.value.reason
+        assert failed.value.step == reason or "aHVu" not in failed.value.step
+        assert "422" in failed.value.reason or size < 10_000
+
+
 async def test_a_run_whose_end_is_unreadable_fails():
     runtime = await saying(200, READY).provision(SPEC, quiet)
     with pytest.raises(RuntimeFailure, match="how the command ended"):
@@ -211,6 +258,20 @@ async def serving(app: Any) -> AsyncIterator[str]:
         server.should_exit = True
         await task
         listener.close()
+
+
+async def test_over_a_real_socket_a_command_may_take_longer_than_a_request(tmp_path: Path):
+    """The service holds a request for the end of a run as long as it is told, and no longer: its answers are in time."""
+    service = SandboxService(ProcessProvider(tmp_path, grace_s=0.1))
+    async with serving(service) as url:
+        provider = open_provider(f"{url}?call_s=0.5", root=tmp_path)
+        runtime = await provider.provision(SPEC, quiet)
+        ran = await runtime.run("echo begun >> begun; sleep 3; cat begun")
+        assert ran == Ran(0, "begun\n", "")
+        held = [method for method, path in service.asked if "/runs/" in path]
+        assert held.count("PUT") == 1 and held.count("GET") > 3, "each answered the first time"
+        await provider.close()
+    await service.close()
 
 
 async def test_over_a_real_socket_the_next_owner_reattaches(tmp_path: Path, service: SandboxService):

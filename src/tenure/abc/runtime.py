@@ -149,7 +149,8 @@ class RuntimeProvider(abc.ABC):
 
     @abc.abstractmethod
     async def attach(self, spec: RuntimeSpec) -> Runtime | None:
-        """The living runtime of that name, resumed if it was paused; or null if it is gone for good.
+        """The living runtime of that name, resumed if it was paused, as it is when its owner asks anything of it later;
+        or null if it is gone for good. What commands of an earlier owner have left running is ended first.
 
         :raises RuntimeFailure: it could not be found out.
         """

@@ -103,6 +103,7 @@ class Container:
     status: str = "created"
     exit_code: int = 0
     execs: list[Exec] = field(default_factory=list[Exec])
+    looks: int = 0
 
     @property
     def volumes(self) -> list[str]:
@@ -159,6 +160,8 @@ class Engine:
         """Images whose containers exit at once, with code 1."""
         self.containers: dict[str, Container] = {}
         """By name."""
+        self.looks = 0
+        """How often a container that was removed is still seen, as ``removing``: its removal takes its time."""
         self.volumes: dict[str, dict[str, Any]] = {}
         self.execs: dict[str, Exec] = {}
         self.faults: list[Fault] = []
@@ -255,11 +258,22 @@ class Engine:
             raise Refusal(409, f'cannot remove container "/{one.name}": {message}')
         if one.status == "removing":
             raise Refusal(409, f"removal of container {one.name} is already in progress")
-        one.end("exited", 137)
-        del self.containers[one.name]
+        one.end("removing" if self.looks else "exited", 137)
+        one.looks = self.looks
+        if not one.looks:
+            del self.containers[one.name]
         for each in one.execs:
             self.execs.pop(each.id, None)
         return 204, None
+
+    def look(self, one: Container) -> tuple[int, Any]:
+        """One that is being removed is gone after a few looks."""
+        shape = one.shape()
+        if one.status == "removing":
+            one.looks -= 1
+            if one.looks <= 0:
+                del self.containers[one.name]
+        return 200, shape
 
     def create_volume(self, asked: dict[str, Any]) -> tuple[int, Any]:
         name = asked["Name"]
@@ -443,7 +457,7 @@ def _route(engine: Engine, method: str, path: str, query: dict[str, str], asked:
             labels = json.loads(query.get("filters", "{}")).get("label", [])
             return engine.list(every=query.get("all") in ("1", "true", "True"), labels=labels)
         case "GET", ["containers", key, "json"]:
-            return 200, engine.find(key).shape()
+            return engine.look(engine.find(key))
         case "POST", ["containers", key, "start"]:
             return engine.start(engine.find(key))
         case "POST", ["containers", key, "pause"]:

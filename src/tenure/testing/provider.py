@@ -73,7 +73,7 @@ class Machine:
 
     standing: dict[str, RuntimeSpec] = field(default_factory=dict[str, RuntimeSpec])
     paused: set[str] = field(default_factory=set[str])
-    """Names of those that stand still; ``attach`` resumes them."""
+    """Names of those that stand still until they are attached or asked for something."""
     workspaces: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
     credentials: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     log: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -151,8 +151,7 @@ class FaultyProvider(RuntimeProvider):
         there = spec.name in self.machine.standing and (self.outlives_node or spec.name in self._mine)
         self.told("attach", fault, spec.name)
         if there and spec.name in self.machine.paused:
-            self.machine.paused.discard(spec.name)
-            self.did("resume", spec.name)
+            self.resume(spec.name)
         return MemoryRuntime(self, spec) if there is not isinstance(fault, Lie) else None
 
     async def discard(self, name: str, workspace: str | None = None) -> None:
@@ -180,6 +179,11 @@ class FaultyProvider(RuntimeProvider):
         """The runtime dies behind everybody's back."""
         self.machine.standing.pop(name, None)
         self.machine.paused.discard(name)
+
+    def resume(self, name: str) -> None:
+        """It was paused, and somebody needs it."""
+        self.machine.paused.discard(name)
+        self.did("resume", name)
 
     # --- what its runtimes ask --------------------------------------------------------------------------------------
 
@@ -266,7 +270,7 @@ class MemoryRuntime:
         if self.name not in self._provider.machine.standing:
             raise RuntimeFailure(f"runtime {self.name} is gone", step="run")
         if self.name in self._provider.machine.paused:
-            raise RuntimeFailure(f"runtime {self.name} is paused", step="run")
+            self._provider.resume(self.name)
         return self._provider.machine.workspaces[self._spec.workspace]
 
 

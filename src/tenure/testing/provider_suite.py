@@ -324,6 +324,37 @@ async def a_paused_runtime_is_resumed_by_attach(stage: Stage) -> None:
     await found.write("note", "goes on")
 
 
+async def a_runtime_that_is_paused_under_its_owner_goes_on(stage: Stage) -> None:
+    node, spec = stage.node(), stage.spec()
+    runtime = await stage.provision(node, spec)
+    await runtime.write("note", "kept")
+    assert stage.bench.pause is not None
+    await stage.bench.pause(spec.name)
+    await node.configure(runtime, {"API_KEY": "fresh"})
+    assert await runtime.read("note") == b"kept"
+    await stage.bench.pause(spec.name)
+    await runtime.write("note", "goes on")
+    if stage.bench.commands:
+        await stage.bench.pause(spec.name)
+        assert (await said(runtime, 'echo "$API_KEY"')).stdout == "fresh\n"
+
+
+async def what_an_earlier_owner_began_ends_when_another_attaches(stage: Stage) -> None:
+    """Its command, and what a command has left in the background. The files stay."""
+    node, spec = stage.node(), stage.spec()
+    runtime = await stage.provision(node, spec)
+    beats = "while :; do echo >> {}; sleep 0.02; done"
+    await said(runtime, f"({beats.format('behind')}) > /dev/null 2>&1 &")
+    work = asyncio.ensure_future(said(runtime, beats.format("before")))
+    await _until(runtime, "test -s behind && test -s before")
+    found = await stage.node().attach(spec)
+    assert found is not None
+    count = "cat behind before | wc -c"
+    assert (await said(found, f"test $({count}) = $(sleep 0.3; {count}) && echo still")).stdout == "still\n"
+    await asyncio.wait([work], timeout=PATIENCE_S / 2)
+    assert work.done() and (work.exception() is not None or work.result().exit_code != 0)
+
+
 async def a_lost_runtime_is_gone_for_good(stage: Stage) -> None:
     node, spec = stage.node(), stage.spec()
     runtime = await stage.provision(node, spec)
@@ -331,6 +362,7 @@ async def a_lost_runtime_is_gone_for_good(stage: Stage) -> None:
     await stage.bench.lose(spec.name)
     assert await node.attach(spec) is None
     await refused(runtime.write("note", "x"), RuntimeFailure)
+    await refused(runtime.read("note"), RuntimeFailure)
     await node.discard(spec.name)
     assert (await stage.provision(node, stage.spec(epoch=2))).name.endswith(".e2")
 
@@ -368,9 +400,14 @@ def cases(bench: Bench) -> tuple[Case, ...]:
         if outlives
         else a_runtime_that_ends_with_its_node_is_nobody_elses
     )
-    paused = (a_paused_runtime_is_resumed_by_attach,) if bench.pause is not None else ()
+    paused = (
+        (a_paused_runtime_is_resumed_by_attach, a_runtime_that_is_paused_under_its_owner_goes_on)
+        if bench.pause is not None
+        else ()
+    )
+    former = (what_an_earlier_owner_began_ends_when_another_attaches,) if outlives and bench.commands else ()
     lost = (a_lost_runtime_is_gone_for_good,) if bench.lose is not None else ()
-    return (*NAMES, *(COMMANDS if bench.commands else ()), whose, *paused, *lost)
+    return (*NAMES, *(COMMANDS if bench.commands else ()), whose, *former, *paused, *lost)
 
 
 __all__ = ["Bench", "Case", "Stage", "cases", "exercise"]

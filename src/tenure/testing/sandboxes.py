@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import parse_qsl, unquote
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     type Send = Callable[[Message], Awaitable[None]]
 
 HOLD_S = 10.0
-"""How long a question for the end of a run is held at most."""
+"""How long a request that waits for the end of a run is held at most, whatever its caller asks for."""
 
 
 class Refusal(Exception):
@@ -51,6 +52,8 @@ class Sandbox:
     runtime: Runtime | None = None
     runs: dict[str, asyncio.Task[Ran] | None] = field(default_factory=dict[str, "asyncio.Task[Ran] | None"])
     """By the caller's name for it; null: forgotten, and never begun again."""
+    used: bool = False
+    """Whether a command has begun in it since it was made, or made anew."""
 
     def shape(self) -> dict[str, Any]:
         told = {"name": self.spec.name, "conversation": self.spec.conversation, "state": self.state, "step": self.step}
@@ -61,15 +64,21 @@ class Sandbox:
 
 @final
 class SandboxService:
-    """The app. `provider` makes the runtimes; `token` is asked for, if there is one; pages of lists have `page` names."""
+    """The app. `provider` makes the runtimes; `token` is asked for, if there is one; pages of lists have `page` names.
 
-    def __init__(self, provider: RuntimeProvider, *, token: str = "", page: int = 100) -> None:
+    It takes its time if it is told to: of each deletion and resumption the first `late` answers are "not yet" (202).
+    """
+
+    def __init__(self, provider: RuntimeProvider, *, token: str = "", page: int = 100, late: int = 0) -> None:
         self.provider = provider
         self.sandboxes: dict[str, Sandbox] = {}
         self.asked: list[tuple[str, str]] = []
         """(method, path) of each request, in order."""
         self._token = token
         self._page = page
+        self._late = late
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        """How often each (method, path) was answered with "not yet"."""
         self._gone: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -133,20 +142,26 @@ class SandboxService:
             case "GET", ["runtimes", name]:
                 return 200, self._one(name).shape()
             case "DELETE", ["runtimes", name]:
+                if self._not_yet(method, path):
+                    return 202, {}
                 return await self._delete(name, query.get("workspace"))
             case "POST", ["runtimes", name, "resume"]:
                 one = self._one(name)
+                if self._not_yet(method, path):
+                    return 202, one.shape()
                 one.state = "ready" if one.state == "paused" else one.state
                 return 200, one.shape()
             case "PUT", ["runtimes", name, "credentials"]:
                 await self.provider.configure(self._ready(name), json.loads(body)["credentials"])
                 return 204, {}
             case "PUT", ["runtimes", name, "runs", run]:
-                return await self._run(name, run, json.loads(body))
+                return await self._run(name, run, json.loads(body), float(query.get("wait_s", 0)))
             case "GET", ["runtimes", name, "runs", run]:
-                return await self._end_of(self._one(name).runs.get(run), float(query.get("wait_s", 0)))
+                return await self._end_of(self._there(name).runs.get(run), float(query.get("wait_s", 0)))
             case "DELETE", ["runtimes", name, "runs", run]:
-                return await self._forget(self._one(name), run)
+                return await self._forget(self._there(name), run)
+            case "DELETE", ["runtimes", name, "runs"]:
+                return await self._end_all(self._there(name))
             case "GET", ["runtimes", name, "files", *file]:
                 limit = int(query.get("limit_bytes", 1 << 20))
                 return 200, await self._ready(name).read("/".join(file), limit_bytes=limit)
@@ -161,11 +176,21 @@ class SandboxService:
             raise Refusal(404, f"there is no runtime {name}")
         return self.sandboxes[name]
 
+    def _there(self, name: str) -> Sandbox:
+        """For what lies below a runtime: 404 says that this is not there, so the runtime's own end is another word."""
+        if name not in self.sandboxes:
+            raise Refusal(410, f"runtime {name} is gone")
+        return self.sandboxes[name]
+
     def _ready(self, name: str) -> Runtime:
-        one = self._one(name)
+        one = self._there(name)
         if one.runtime is None or one.state != "ready":
-            raise Refusal(409, f"runtime {name} is {one.state}")
+            raise Refusal(409, f"runtime {name} is {one.state}", state=one.state)
         return one.runtime
+
+    def _not_yet(self, method: str, path: str) -> bool:
+        self._waiting[method, path] += 1
+        return self._waiting[method, path] <= self._late
 
     def _list(self, cursor: str) -> dict[str, Any]:
         names = sorted(name for name in self.sandboxes if name > cursor)
@@ -214,12 +239,13 @@ class SandboxService:
                 raise
         return 204, {}
 
-    async def _run(self, name: str, run: str, asked: dict[str, Any]) -> tuple[int, Any]:
-        runtime, runs = self._ready(name), self._one(name).runs
+    async def _run(self, name: str, run: str, asked: dict[str, Any], wait_s: float) -> tuple[int, Any]:
+        runtime, runs = self._ready(name), self._there(name).runs
         if run not in runs:
             work = runtime.run(asked["command"], timeout_s=asked.get("timeout_s"), stdin=asked.get("stdin"))
             runs[run] = self._spawn(work)
-        return await self._end_of(runs[run], HOLD_S)
+            self._there(name).used = True
+        return await self._end_of(runs[run], wait_s)
 
     async def _end_of(self, run: asyncio.Task[Ran] | None, wait_s: float) -> tuple[int, Any]:
         if run is None:
@@ -238,6 +264,17 @@ class SandboxService:
             run.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await run
+        return 204, {}
+
+    async def _end_all(self, one: Sandbox) -> tuple[int, Any]:
+        """Whatever commands have begun ends, in the background, too: the runtime is made anew, in its old workspace."""
+        if not one.used:
+            return 204, {}
+        for name in list(one.runs):
+            await self._forget(one, name)
+        await self.provider.discard(one.spec.name)
+        one.runtime = await self.provider.provision(one.spec, lambda _: None)
+        one.used = False
         return 204, {}
 
     def _spawn[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

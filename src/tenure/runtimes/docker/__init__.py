@@ -57,9 +57,10 @@ __all__ = ["DockerOptions", "DockerProvider", "DockerRuntime"]
 class DockerRuntime:
     """A container, by its name; credentials live in this object and in commands, nowhere else."""
 
-    def __init__(self, daemon: Daemon, name: str, timeout_s: float) -> None:
+    def __init__(self, daemon: Daemon, name: str, container: str, timeout_s: float) -> None:
         self.name = name
         self._daemon = daemon
+        self._container = container
         self._timeout_s = timeout_s
         self._credentials: Mapping[str, str] = {}
 
@@ -77,9 +78,7 @@ class DockerRuntime:
         argv, data = _argv(command), (stdin or "").encode(errors="replace")
         if len(data) > INPUT_LIMIT:
             raise InvalidInputError("stdin", f"has more than {INPUT_LIMIT} bytes", "write it to a file")
-        ended = await execs.execute(
-            self._daemon,
-            container_name(self.name),
+        ended = await self._execute(
             argv,
             timeout_s=timeout_s or self._timeout_s,
             most=OUTPUT_LIMIT,
@@ -116,9 +115,7 @@ class DockerRuntime:
 
     async def _file(self, script: str, path: str, more: str, *, most: int, stdin: bytes = b"") -> execs.Ended:
         argv = ["/bin/sh", "-c", script, "file", f"./{path}", more]
-        ended = await execs.execute(
-            self._daemon, container_name(self.name), argv, timeout_s=FILE_S, most=most, stdin=stdin
-        )
+        ended = await self._execute(argv, timeout_s=FILE_S, most=most, stdin=stdin)
         match ended.exit_code:
             case 0 if not ended.timed_out:
                 return ended
@@ -131,6 +128,18 @@ class DockerRuntime:
             case code:
                 said = ended.stderr.decode(errors="replace").strip()[:REASON_CHARS]
                 raise RuntimeFailure(said or f"the file's command ended with {code}", step="file")
+
+    async def _execute(self, argv: Sequence[str], **more: Any) -> execs.Ended:
+        """Run it; if somebody has paused the container meanwhile, nothing has begun: unpause it and run it then."""
+        name = container_name(self.name)
+        try:
+            return await execs.execute(self._daemon, name, argv, of=self._container, **more)
+        except Refused as refused:
+            about = await self._daemon.ask(lambda client: client.inspect_container(name), step="run", none=(404,))
+            if refused.status != 409 or about is None or about["State"]["Status"] != "paused":
+                raise
+        await self._daemon.ask(lambda client: client.unpause(name), step="unpause", none=(409,))
+        return await execs.execute(self._daemon, name, argv, of=self._container, **more)
 
     def configure(self, credentials: Mapping[str, str]) -> None:
         """Give these to every command from now on, instead of those before."""
@@ -181,7 +190,8 @@ class DockerProvider(RuntimeProvider):
         runtime.configure(credentials)
 
     async def attach(self, spec: RuntimeSpec) -> DockerRuntime | None:
-        """The container of that name, unpaused or started again; null if there is none, or it is being removed.
+        """The container of that name, unpaused or started again; null if there is none, or it is being removed. What
+        commands of its former owners have left running is ended.
 
         :raises RuntimeFailure: it could not be found out.
         """
@@ -189,7 +199,9 @@ class DockerProvider(RuntimeProvider):
         if about is None or about["State"]["Status"] in ("removing", "dead"):
             return None
         try:
-            return await self._running(spec, _unheard)
+            runtime = await self._running(spec, _unheard)
+            await execs.end_all(self._daemon, container_name(spec.name), about["Id"])
+            return runtime
         except Refused as refused:
             if refused.status == 404 and await self._inspect(spec, "attach") is None:  # removed meanwhile
                 return None
@@ -285,7 +297,7 @@ class DockerProvider(RuntimeProvider):
         else:
             await self._ask(lambda client: client.start(container), step="start")  # 304: it runs
         progress("ready")
-        runtime, pause_s = DockerRuntime(self._daemon, spec.name, self._options.timeout_s), FIRST_LOOK_S
+        pause_s = FIRST_LOOK_S
         async with _bounded(self._options.ready_s, "no command ran in it", "ready"):
             while (probe := await self._probe(container)) != 0:
                 about = await self._inspect(spec, "ready")
@@ -295,7 +307,9 @@ class DockerProvider(RuntimeProvider):
                 if probe in (126, 127):
                     raise RuntimeFailure("the image has no POSIX shell", step="ready", permanent=True)
                 pause_s = await self._pause(pause_s)
-        return runtime
+        if about is None:
+            raise RuntimeFailure("the container is gone", step="ready")
+        return DockerRuntime(self._daemon, spec.name, about["Id"], self._options.timeout_s)
 
     async def _probe(self, container: str) -> int:
         """The exit code of the smallest command; -1 while the container takes none."""

@@ -2,7 +2,8 @@
 
 A command waits behind a gate, :data:`GATE`, for one line on its standard input. The line holds the credentials, so they
 stand in no request, no inspection, no event and no command line; and nothing of the output can come before we listen. The
-daemon cannot end an exec. So each carries a mark in its environment, and another exec, :data:`END`, kills what has it.
+daemon cannot end an exec. So each carries marks in its environment, one of its own and one of its container, and another
+exec, :data:`END`, kills what has one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from tenure.runtimes.docker.daemon import Daemon
 
 WORKSPACE = "/workspace"
-MARK = "TENURE_RUN"
+MARK, OF_CONTAINER = "TENURE_RUN", "TENURE_CONTAINER"
 FRAME = 8
 """Bytes of a frame's header: which stream, three zeros, the length."""
+REASON_BYTES = 500
 ENDING_S = 10.0
 """How long a command that was killed may take to be gone."""
 FAREWELL_S = 5.0
@@ -43,7 +45,7 @@ exit $?"""
 # Whatever grep's exit code is: other processes come and go while it looks.
 END = """n=0
 while [ $n -lt 50 ]; do
-  found=$(grep -lsF "TENURE_RUN=$1" /proc/[0-9]*/environ)
+  found=$(grep -lsF "$1" /proc/[0-9]*/environ)
   [ "$found" ] || exit 0
   for p in $found; do
     p=${p%/environ}; p=${p#/proc/}
@@ -124,18 +126,19 @@ async def execute(
     timeout_s: float,
     most: int,
     environment: Mapping[str, str] | None = None,
+    of: str = "",
     stdin: bytes = b"",
 ) -> Ended:
     """Run `argv` in the container's workspace, ended with its children at `timeout_s` and when the caller goes away.
+    `of`: the container to whose commands it belongs, for :func:`end_all`.
 
     :raises RuntimeFailure: the daemon's reason; the container is gone, or stops.
     """
-    mark = secrets.token_hex(16)
+    mark = f"{MARK}={secrets.token_hex(16)}"
+    marks = [mark, f"{OF_CONTAINER}={of}"] if of else [mark]
     command = ["/bin/sh", "-c", GATE, "tenure", *argv]
     made = await daemon.ask(
-        lambda client: client.exec_create(
-            container, command, stdin=True, environment=[f"{MARK}={mark}"], workdir=WORKSPACE
-        ),
+        lambda client: client.exec_create(container, command, stdin=True, environment=marks, workdir=WORKSPACE),
         step="run",
     )
     frames, said, ended, timed_out = Frames(most), _line(environment or {}) + stdin, False, False
@@ -157,6 +160,17 @@ async def execute(
                     await _end(daemon, container, mark)
     stdout, stderr = frames.outputs[1], frames.outputs[2]
     return Ended(code, stdout.bytes(), stderr.bytes(), bool(stdout.dropped or stderr.dropped), timed_out)
+
+
+async def end_all(daemon: Daemon, container: str, of: str) -> None:
+    """End every command that ran in it for whomever, and what it has left in the background.
+
+    :raises RuntimeFailure: something may still run.
+    """
+    argv = ["/bin/sh", "-c", END, "tenure", f"{OF_CONTAINER}={of}"]
+    ended = await execute(daemon, container, argv, timeout_s=ENDING_S, most=REASON_BYTES)
+    if ended.exit_code != 0:
+        raise RuntimeFailure("commands of its former owner do not end", step="attach")
 
 
 def _line(environment: Mapping[str, str]) -> bytes:

@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import random
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, final
 
 from tenure.abc import Ran, Runtime, RuntimeFailure, RuntimeProvider, RuntimeSpec
 from tenure.errors import InvalidInputError
-from tenure.runtimes.http.service import Answer, Service, segment
+from tenure.runtimes.http.service import Answer, Paused, Service, segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     import httpx
@@ -30,6 +31,8 @@ OVERTIME_S = 30.0
 FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
 """Between two looks at a runtime that is coming or going."""
 FAREWELL_S = 5.0
+RESUME_S = 60.0
+"""How long a runtime that was paused under its owner may take to go on."""
 PAGES = 10_000
 
 __all__ = ["HttpProvider", "HttpRuntime"]
@@ -39,10 +42,11 @@ __all__ = ["HttpProvider", "HttpRuntime"]
 class HttpRuntime:
     """A sandbox of the service, by its name."""
 
-    def __init__(self, service: Service, name: str, timeout_s: float) -> None:
+    def __init__(self, service: Service, name: str, timeout_s: float, resume: Callable[[], Awaitable[object]]) -> None:
         self.name = name
         self._service = service
         self._timeout_s = timeout_s
+        self.resume = resume
 
     @property
     def path(self) -> Path | None:
@@ -58,13 +62,15 @@ class HttpRuntime:
         _insist_on_command(command, stdin)
         limit_s = timeout_s or self._timeout_s
         run = f"{self._at}/runs/{secrets.token_hex(8)}"
+        hold = f"?wait_s={self._service.wait_s:g}"
         ended = False
         asked = {"command": command if isinstance(command, str) else list(command), "timeout_s": limit_s}
         try:
             async with asyncio.timeout(limit_s + OVERTIME_S):
-                answer = await self._ask("PUT", run, asked if stdin is None else {**asked, "stdin": stdin}, step="run")
+                body = asked if stdin is None else {**asked, "stdin": stdin}
+                answer = await self._ask("PUT", run + hold, body, step="run")
                 while answer.json().get("state") == "running":
-                    answer = await self._ask("GET", f"{run}?wait_s={self._service.wait_s:g}", step="run")
+                    answer = await self._ask("GET", run + hold, step="run")
             ended = True
             return _ran(answer.json())
         except TimeoutError:
@@ -76,7 +82,7 @@ class HttpRuntime:
     async def _forget(self, run: str) -> None:
         with contextlib.suppress(RuntimeFailure, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
-                await self._service.ask("DELETE", run, step="run", none=(404,))
+                await self._service.ask("DELETE", run, step="run", none=(404, 410))
 
     async def read(self, path: str, *, limit_bytes: int = 1 << 20) -> bytes:
         """The content of a file of the workspace.
@@ -113,7 +119,7 @@ class HttpRuntime:
         return f"{self._at}/files/{'/'.join(segment(part) for part in parts)}"
 
     async def _ask(self, method: str, path: str, content: object = None, **more: Any) -> Answer:
-        return await self._service.ask(method, path, content, **more)
+        return await _ask_awake(self._service, self.resume, method, path, content, **more)
 
 
 @final
@@ -173,11 +179,14 @@ class HttpProvider(RuntimeProvider):
 
         :raises RuntimeFailure: with the service's reason, and never with a value.
         """
+        assert isinstance(runtime, HttpRuntime), "made by this provider"
         body = {"credentials": dict(credentials)}
-        await self._service.ask("PUT", f"{_at(runtime.name)}/credentials", body, step="configure", hide=credentials)
+        at = f"{_at(runtime.name)}/credentials"
+        await _ask_awake(self._service, runtime.resume, "PUT", at, body, step="configure", hide=credentials)
 
     async def attach(self, spec: RuntimeSpec) -> HttpRuntime | None:
-        """The living runtime of that name, resumed if it was paused; null if the service has none, or it has failed.
+        """The living runtime of that name, resumed if it was paused; null if the service has none, or it has failed. What
+        commands of its former owners have left running is ended.
 
         :raises RuntimeFailure: it could not be found out.
         """
@@ -187,7 +196,9 @@ class HttpProvider(RuntimeProvider):
         about = self._about(spec, answer)
         if about["state"] in ("failed", "stopped"):
             return None
-        return await self._ready(spec, about, _unheard)
+        runtime = await self._ready(spec, about, _unheard)
+        ended = await self._service.ask("DELETE", f"{_at(spec.name)}/runs", step="attach", none=(410,))
+        return None if ended.status == 410 else runtime
 
     async def discard(self, name: str, workspace: str | None = None) -> None:
         """Have the runtime destroyed, with `workspace` also its files; returns when the service says that it is gone.
@@ -231,13 +242,21 @@ class HttpProvider(RuntimeProvider):
             progress(step)
             if about["state"] == "paused":
                 await self._service.ask("POST", f"{_at(spec.name)}/resume", {}, step="resume")
-            else:
-                pause_s = await self._pause(pause_s)
+            pause_s = await self._pause(pause_s)
             answer = await self._service.ask("GET", _at(spec.name), step=step, none=(404, 410))
             if answer.status in (404, 410):
                 raise RuntimeFailure("it vanished while it was made", step=step)
             about = self._about(spec, answer)
-        return HttpRuntime(self._service, spec.name, self._timeout_s)
+        return HttpRuntime(self._service, spec.name, self._timeout_s, partial(self._resume, spec))
+
+    async def _resume(self, spec: RuntimeSpec) -> None:
+        """Have a runtime go on that was paused under its owner."""
+        try:
+            async with asyncio.timeout(RESUME_S):
+                answer = await self._service.ask("GET", _at(spec.name), step="resume")
+                await self._ready(spec, self._about(spec, answer), _unheard)
+        except TimeoutError:
+            raise RuntimeFailure(f"the service did not resume it within {RESUME_S:g} s", step="resume") from None
 
     async def _pause(self, seconds: float) -> float:
         await asyncio.sleep(seconds * self._rng.uniform(0.5, 1.5))
@@ -251,6 +270,16 @@ class HttpProvider(RuntimeProvider):
         if not isinstance(about.get("state"), str):
             raise RuntimeFailure("the service names no state", step="create")
         return about
+
+
+async def _ask_awake(
+    service: Service, resume: Callable[[], Awaitable[object]], method: str, path: str, content: object, **more: Any
+) -> Answer:
+    """Ask the service; if it has paused the runtime meanwhile, resume it and ask once more."""
+    with contextlib.suppress(Paused):
+        return await service.ask(method, path, content, **more)
+    await resume()
+    return await service.ask(method, path, content, **more)
 
 
 def _at(name: str) -> str:

@@ -30,6 +30,10 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
+class Paused(RuntimeFailure):
+    """The runtime stands still: the service paused what nobody used."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -64,7 +68,7 @@ class Service:
         if urlsplit(url).username is not None:
             raise InvalidInputError("runtime", "carries a password", "put it into TENURE_RUNTIME_TOKEN")
         self.wait_s = call_s / 2
-        """How long the service may hold a question for the end of a run."""
+        """How long the service may hold a request that waits for the end of a run: its answer must not come too late."""
         self._url = url.rstrip("/")
         self._rng = rng
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -140,6 +144,8 @@ def _refusal(answer: Answer, step: str, reason: str) -> Exception:
         about = {}
     if answer.status in (413, 422) and about.get("field") in ("path", "command", "stdin", "content"):
         return InvalidInputError(str(about["field"]), reason, "correct it")
+    if answer.status == 409 and about.get("state") == "paused":
+        return Paused(reason, step=step)
     return RuntimeFailure(reason, step=str(about.get("step") or step)[:100], permanent=about.get("permanent") is True)
 
 
