@@ -1,6 +1,7 @@
 """The loop ``function``: what an agent is given, and what it is told again when its turn is resumed."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import random
@@ -22,7 +23,7 @@ from tenure.errors import (
 )
 from tenure.journal import CallFinished, CallRestarted, CallStarted
 from tenure.loops.function import FunctionLoop
-from tenure.loops.function.turn import ARGUMENTS_LIMIT, FunctionTurn
+from tenure.loops.function.turn import ARGUMENTS_LIMIT, ERROR_CHARS, FunctionTurn
 
 Agent = Callable[[FunctionTurn], Any]
 
@@ -369,6 +370,22 @@ async def test_deltas_go_out_also_from_threads_and_not_again():
 
     conversation = await after_a_loss(agent, Fuse(3))
     assert conversation.deltas == [{"text": t} for t in ("a", "b", "c", "c")]
+
+
+async def test_what_a_call_raises_is_masked_before_it_is_cut():
+    def leak() -> None:
+        raise ValueError("x" * (ERROR_CHARS - 5) + "hunter2-hunter2")
+
+    async def agent(turn: FunctionTurn) -> None:
+        with contextlib.suppress(CallFailed):
+            await turn.call("leak", leak)
+
+    conversation = Conversation()
+    conversation.credentials = {"TOKEN": "hunter2-hunter2"}
+    conversation.message("go")
+    assert await conversation.owner(FunctionLoop(agent))
+    [finished] = [e for e in conversation.events if e.kind == "call_finished"]
+    assert str(finished.body["error"]).count("x") == ERROR_CHARS - 5 and "hunt" not in str(finished.body)
 
 
 async def test_an_agent_that_raises_fails_its_turn_and_the_next_message_is_taken():

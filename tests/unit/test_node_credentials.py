@@ -13,6 +13,7 @@ from tenure.conversation import Status
 from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
 from tenure.journal import Draft
 from tenure.node import credentials as credentials_module
+from tenure.node import reasons
 from tenure.vault import Obtained, Secret
 
 
@@ -195,6 +196,41 @@ async def test_a_provider_that_repeats_what_it_was_given_is_not_repeated(
     assert (failed.value.step, failed.value.reason) == ("login <secret>", "bad token <secret>")
     assert failed.value.__cause__ is None
     assert "token-number" not in repr(cluster.disk.conversations[C])
+
+
+@in_virtual_time
+async def test_what_is_cut_is_masked_first(cluster: Cluster, made_by: Callable[..., Source]):
+    """A value that lies across the place where a text is cut: no part of it is written."""
+    source, one = made_by(), await cluster.add()
+    fill = "x" * (reasons.CHARS - len("ValueError: ") - 5)
+
+    async def on_now(command: Any) -> Any:
+        raise ValueError(fill + "token-number-1")
+
+    async def on_turn(turn: Any) -> None:
+        raise ValueError(fill + "x" * len("ValueError: ") + "token-number-1")
+
+    one.agent.on_now, one.agent.on_turn = on_now, on_turn
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await cluster.command("pause")
+    await asyncio.sleep(10)
+    told: list[Any] = [
+        cluster.events("turn_failed")[0].body["error"],
+        cluster.events("command_settled")[0].body["body"],
+    ]
+    assert all(error["message"].startswith("xxx") and len(error["message"]) > reasons.CHARS - 20 for error in told)
+
+    async def configure(name: str) -> None:
+        raise ValueError(f"{fill}token-number-{source.made}")
+
+    one.provider.at["configure"] = configure
+    await cluster.command("stop")
+    await asyncio.sleep(1)
+    await cluster.command("start")
+    await asyncio.sleep(10)
+    assert "xxx" in str(cluster.events("start_failed")[0].body["reason"])
+    assert "x<secr" in repr(cluster.journal()) and "xto" not in repr(cluster.journal())
 
 
 @in_virtual_time

@@ -20,6 +20,7 @@ from tenure.config import Config
 from tenure.errors import InvalidInputError
 from tenure.loops import load_loop
 from tenure.loops.pydantic_ai import PydanticAILoop, Workplace
+from tenure.loops.pydantic_ai.journaling import ERROR_CHARS
 from tenure.loops.pydantic_ai.messages import INTERRUPTED, MESSAGES
 from tenure.stores.memory import Disk, MemoryStore
 from tenure.testing.loop_suite.stage import Conversation, Fuse, StagePlace
@@ -49,6 +50,18 @@ class Desk:
         conversation.message("go")
         assert fuse is None or not await conversation.owner(loop, fuse)
         assert await conversation.owner(loop)
+
+
+async def test_what_a_tool_raises_is_masked_before_it_is_cut():
+    def leak() -> None:
+        raise ModelRetry("x" * (ERROR_CHARS - 5) + "hunter2-hunter2")
+
+    desk, conversation = Desk("look"), Conversation()
+    conversation.credentials = {"TOKEN": "hunter2-hunter2"}
+    desk.agent.tool_plain(name="look")(leak)
+    await desk.owners(conversation)
+    [finished] = [e for e in conversation.events if e.kind == "call_finished"]
+    assert str(finished.body["error"]).count("x") == ERROR_CHARS - 5 and "hunt" not in str(finished.body)
 
 
 async def test_what_the_model_has_said_is_not_asked_for_again():

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,25 @@ async def test_output_is_cut_in_the_middle(tmp_path: Path):
     assert not exact.truncated and exact.stdout == "x" * 1000
 
 
+@pytest.mark.parametrize("form", ["plain", "base64"])
+async def test_no_cut_of_an_output_tears_a_credential(tmp_path: Path, form: str):
+    """A mask finds whole values only: of one that lies across a cut, neither half may stay."""
+    provider = ProcessProvider(tmp_path, limits=ProcessLimits(output_bytes=1000))
+    runtime = await provider.provision(SPEC, lambda step: None)
+    old, new = "first/value+with&more0123456789", "other/value+with&more9876543210"
+    await provider.configure(runtime, {"TOKEN": old})
+    await runtime.run(["/bin/sh", "-c", 'printf %s "$TOKEN" > old'])
+    await provider.configure(runtime, {"TOKEN": new})
+    shown = "cat" if form == "plain" else "base64 -w0"
+    say = f'head -c 485 /dev/zero | tr "\\0" x; {shown} < $1; yes | head -c 3000; {shown} < $2; head -c 485 /dev/zero | tr "\\0" z'
+    await runtime.run(["/bin/sh", "-c", 'printf %s "$TOKEN" > new'])
+    for order in (["old", "new"], ["new", "old"]):
+        ran = await runtime.run(["/bin/sh", "-c", say, "sh", *order])
+        assert ran.truncated
+        shared = "" if form == "plain" else "(.==?)?"  # the last letter of base64 holds no whole letter of the value
+        assert re.fullmatch(rf"x+\n… \d+ bytes left out …\n{shared}z+", ran.stdout), ran.stdout
+
+
 async def test_endless_output_costs_no_memory_and_ends_at_the_time_out(runtime: ProcessRuntime):
     ran = await runtime.run("yes", timeout_s=0.3)
     assert ran.timed_out and ran.truncated and len(ran.stdout) < 70_000
@@ -203,11 +223,16 @@ async def test_what_is_left_in_the_background_runs_on_and_holds_up_nobody(
 # --- what it may use ------------------------------------------------------------------------------------------------
 
 
+def limits_of(text: str) -> dict[str, list[str]]:
+    """Soft and hard, by name, as ``/proc/PID/limits`` has them."""
+    return {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()[1:]}
+
+
 async def test_limits_are_those_of_the_command_before_it_begins(tmp_path: Path):
     limits = ProcessLimits(cpu_s=11, memory_bytes=1 << 30, file_bytes=4096, open_files=64, processes=5000)
     runtime = await ProcessProvider(tmp_path, limits=limits).provision(SPEC, lambda step: None)
     ran = await runtime.run(["cat", "/proc/self/limits"])
-    told = {line[:26].strip(): line[26:].split()[:2] for line in ran.stdout.splitlines()[1:]}
+    told = limits_of(ran.stdout)
     assert told["Max cpu time"] == ["11", "11"]
     assert told["Max address space"] == [str(1 << 30)] * 2
     assert told["Max file size"] == ["4096", "4096"]
@@ -575,6 +600,35 @@ async def test_the_end_of_trust_with_the_event_loop_blocked(provider: ProcessPro
     await asyncio.gather(running, return_exceptions=True)
 
 
+NODE = """
+import subprocess, sys, time
+subprocess.Popen([sys.argv[1], "-c", "echo $$ > launched; exec sleep 60"], cwd=sys.argv[2])
+with open("node", "w") as file:
+    import os
+    print(os.getpid(), file=file)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("shell", ['exec "$@"', '"$@" & exit'], ids=["leads its session", "its leader is gone"])
+async def test_a_living_peer_is_never_in_the_census(
+    provider: ProcessProvider, runtime: ProcessRuntime, tmp_path: Path, shell: str
+):
+    """Nor is its neighbour, with what it has launched in the session of both. What it launched for this runtime is."""
+    launcher = await asyncio.to_thread(runtime.launcher, ("/bin/sh",))
+    command = ("/bin/sh", "-c", shell, "sh", sys.executable, "-c", NODE, str(launcher), str(runtime.path))
+    began = await asyncio.to_thread(subprocess.Popen, command, cwd=tmp_path, start_new_session=True)
+    launched = await until(lambda: number_in(runtime.path / "launched"))
+    node = await until(lambda: number_in(tmp_path / "node"))
+    assert os.getsid(launched) == os.getsid(node), "in one session"
+    try:
+        await ProcessProvider(tmp_path / "root").discard(SPEC.name)
+        assert not alive(launched) and alive(node)
+    finally:
+        os.kill(node, signal.SIGKILL)
+        await asyncio.to_thread(began.wait)
+
+
 async def test_what_left_its_group_its_environment_and_its_parent_ends_with_the_runtime(
     provider: ProcessProvider, runtime: ProcessRuntime
 ):
@@ -744,19 +798,28 @@ async def test_the_number_of_processes_is_bounded(tmp_path: Path):
 
 @pytest.mark.blocking_ok  # launches as a loop's own thread does
 async def test_what_is_launched_runs_as_commands_do_and_ends_with_the_runtime(
-    provider: ProcessProvider, runtime: ProcessRuntime, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    limits = ProcessLimits(cpu_s=11, memory_bytes=1 << 30, file_bytes=4096, open_files=64, processes=5000)
+    provider = ProcessProvider(tmp_path / "root", limits=limits)
+    runtime = await provider.provision(SPEC, lambda step: None)
     monkeypatch.setenv("NODES_OWN", "secret of the node")
     runtime.configure({"TOKEN": "tok-in-no-file"})
     launcher = runtime.launcher(("/bin/sh",))
     said = runtime.path / "said"
-    began = subprocess.Popen([launcher, "-c", f'env > "{said}"; echo $$ > pid; exec sleep 60'], cwd=runtime.path)
+    escapes = "env -i setsid sh -c 'echo $$ > escaped; exec sleep 60' &"
+    script = f'env > "{said}"; cat /proc/self/limits > limits; ({escapes}); echo $$ > pid; exec sleep 60'
+    began = subprocess.Popen([launcher, "-c", script], cwd=runtime.path)
     number = await until(lambda: number_in(runtime.path / "pid"))
+    escaped = await until(lambda: number_in(runtime.path / "escaped"))
     told = said.read_text()
+    as_commands_do = limits_of((await runtime.run(["cat", "/proc/self/limits"])).stdout)
+    assert limits_of((runtime.path / "limits").read_text()) == as_commands_do
+    assert as_commands_do["Max cpu time"] == ["11", "11"] and as_commands_do["Max file size"] == ["4096", "4096"]
     assert f"HOME={runtime.path}" in told and "NODES_OWN" not in told and "TOKEN" not in told
     assert "tok-in-no-file" not in launcher.read_text()
     await provider.discard(runtime.name)
-    await until(lambda: not alive(number))
+    await until(lambda: not alive(number) and not alive(escaped))
     began.wait()
     assert not launcher.exists()
     with pytest.raises(RuntimeFailure, match="discarded"):

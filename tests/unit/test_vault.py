@@ -33,6 +33,7 @@ from tenure.vault import (
     Reference,
     Secret,
     alike,
+    cleanly_cut,
     credentials,
     resolve,
     unsealing,
@@ -373,6 +374,36 @@ def test_a_secret_of_several_lines_is_masked_line_by_line():
     assert mask.text("leaked MIIEvQIBADANBgkqhkiG here") == f"leaked {MASKED} here"
     assert mask.text("short") == "short"
     assert Mask([Secret("tok-en-1\n")]).text("tok-en-1") == MASKED
+
+
+@given(
+    st.text("p@a/ \\'", max_size=12),
+    st.sampled_from([*forms_of(VALUE), "twice"]),
+    st.integers(0, 200),
+    st.integers(0, 20),
+)
+def test_a_text_is_never_cut_within_a_value(before: str, form: str, at: int, gap: int):
+    """However a text is cut, what stays is what a mask of the whole text would have left: no part of a value."""
+    said = f"{VALUE}{VALUE[:4]}{VALUE}" if form == "twice" else forms_of(VALUE)[form]
+    text = f"{before}{said}the end".encode()
+    head, tail = cleanly_cut(text[:at], text[at + gap :], [VALUE])
+    assert text.startswith(head) and text.endswith(tail)
+    mask = Mask([Secret(VALUE)])
+    clean = mask.text(text.decode()).encode()
+    for kept, rest in (
+        (mask.text(head.decode()).encode(), clean),
+        (mask.text(tail.decode()).encode()[::-1], clean[::-1]),
+    ):
+        assert rest.startswith(kept), (kept, rest)
+
+
+def test_what_is_cut_away_with_a_value_is_no_more_than_its_part():
+    value = "tok-en-1-and-more"
+    text = f"{'.' * 50}{value}{'!' * 50}".encode()
+    assert cleanly_cut(text[:60], text[62:], [value]) == (b"." * 50, b"!" * 50)
+    assert cleanly_cut(text[:67], text[67:], [value]) == (text[:67], text[67:]), "it is whole"
+    assert cleanly_cut(text[:30], text[80:], [value]) == (text[:30], text[80:])
+    assert cleanly_cut(text[:60], text[62:], ["short"]) == (text[:60], text[62:])
 
 
 def test_values_that_are_too_short_are_passed_over():

@@ -112,6 +112,11 @@ class Turn(Protocol):
         this is cancelled, and a later owner resumes the turn with the answer in :attr:`past`."""
         ...
 
+    def masked(self, text: str) -> str:
+        """The text without the secrets of the conversation, as it is journaled. From any thread. Ask before you shorten a
+        text: of a secret that was cut in two, the journal would keep a half."""
+        ...
+
     def delta(self, body: JsonObject) -> None:
         """Hand something ephemeral to whoever watches; may be dropped, never blocks."""
         ...

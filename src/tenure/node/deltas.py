@@ -70,7 +70,7 @@ class Deltas:
         try:
             answer = await tenure.means.store.publish(tenure.lease, body)
         except Exception as error:  # a store that is away, a body that is no JSON: the next one may go
-            tenure.means.facts.tell(facts.DeltaDropped(tenure.conversation_id, reason_of(error)))
+            tenure.means.facts.tell(facts.DeltaDropped(tenure.conversation_id, reason_of(error, tenure.masked)))
             return
         if isinstance(answer, Fenced):
             tenure.refused("publish")

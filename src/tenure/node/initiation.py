@@ -387,7 +387,7 @@ async def hold(tenure: Tenure, work: Work) -> None:
         tenure.lose(loss.why)
     except Exception as error:
         tenure.trouble("it could not be released", traced=True)
-        tenure.lose(f"could not be released: {reason_of(error)}")
+        tenure.lose(f"could not be released: {reason_of(error, tenure.masked)}")
     finally:
         await outlast(tenure)
 
@@ -427,7 +427,7 @@ async def serve(tenure: Tenure) -> Reason | Literal[Then.ABANDON] | Provisioning
         return ProvisioningError(tenure.conversation_id, tenure.step, "it was cancelled from within")
     except Exception as error:
         tenure.trouble("its tenure failed", traced=True)
-        return ProvisioningError(tenure.conversation_id, tenure.step, reason_of(error))
+        return ProvisioningError(tenure.conversation_id, tenure.step, reason_of(error, tenure.masked))
     finally:
         tenure.progress.end()
 
@@ -503,7 +503,7 @@ async def _bounded(tenure: Tenure) -> AsyncGenerator[None]:
             tenure.conversation_id, failure.step, failure.reason, permanent=failure.permanent
         ) from failure
     except Exception as error:
-        why = f"no answer within {limit_s:g} s" if limit.expired() else reason_of(error)
+        why = f"no answer within {limit_s:g} s" if limit.expired() else reason_of(error, tenure.masked)
         raise ProvisioningError(tenure.conversation_id, tenure.step, why) from error
 
 

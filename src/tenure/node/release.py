@@ -81,7 +81,7 @@ async def _discard(tenure: Tenure, name: str) -> None:
         async with asyncio.timeout(DISCARD_S):
             await tenure.means.provider.discard(name)
     except Exception as error:
-        tenure.means.facts.tell(facts.RuntimeLeft(name, reason_of(error)))
+        tenure.means.facts.tell(facts.RuntimeLeft(name, reason_of(error, tenure.masked)))
 
 
 async def abandon(tenure: Tenure) -> None:

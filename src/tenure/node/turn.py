@@ -195,6 +195,9 @@ class LiveTurn:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
+    def masked(self, text: str) -> str:
+        return self._tenure.masked(text)
+
     def delta(self, body: JsonObject) -> None:
         if self.lost:
             raise OwnershipLostError(self.conversation_id, self.epoch, "the turn is over")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tenure.abc import AgentLoop, LiveLoop
     from tenure.conversation import Fold, OpenTurn
-    from tenure.journal import Draft
+    from tenure.journal import Draft, Json
     from tenure.node.tenure import Tenure
 
 
@@ -189,7 +189,8 @@ class Turns:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if isinstance(error, OwnershipLostError):
             self._tenure.insist()
-        end = _end(turn.commands, error, timed_out=live.timed_out)
+        told = None if error is None else described(error, self._tenure.masked)
+        end = _end(turn.commands, error, told, timed_out=live.timed_out)
         await self._tenure.append(lambda fold: end_turn(fold, end))
 
     async def _cut(self) -> None:
@@ -245,7 +246,8 @@ class Turns:
         except OwnershipLostError:
             return
         except Exception as error:
-            await self._tenure.append([draft(CommandSettled(command.seq, Outcome.REFUSED, described(error)))])
+            told = described(error, self._tenure.masked)
+            await self._tenure.append([draft(CommandSettled(command.seq, Outcome.REFUSED, told))])
         self._tenure.poke()
 
     async def _answer(self, command: Event) -> CommandSettled | None:
@@ -289,13 +291,15 @@ class Turns:
         return max(0.0, self._cut_at - now)
 
 
-def _end(commands: tuple[int, ...], error: BaseException | None, *, timed_out: bool) -> TurnCompleted | TurnFailed:
+def _end(
+    commands: tuple[int, ...], error: BaseException | None, told: Json, *, timed_out: bool
+) -> TurnCompleted | TurnFailed:
     match error:
         case None:
             return TurnCompleted(commands)
         case TimeoutError() if timed_out:
-            return TurnFailed(commands, "timeout", described(error))
+            return TurnFailed(commands, "timeout", told)
         case TurnDivergedError():
-            return TurnFailed(commands, "diverged", described(error))
+            return TurnFailed(commands, "diverged", told)
         case _:
-            return TurnFailed(commands, "error", described(error))
+            return TurnFailed(commands, "error", told)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from tenure.errors import CredentialError
 from tenure.vault.allowed import Allowed
 from tenure.vault.keys import KEYS_SETTING, NEW_KEY, Keys
-from tenure.vault.mask import SHORTEST, Mask, Veil, alike
+from tenure.vault.mask import SHORTEST, Mask, Veil, alike, cleanly_cut
 from tenure.vault.references import Credential, Reference, Refresh, credentials
 from tenure.vault.resolving import Obtained, Unseal, obtain, resolve, unsealing
 from tenure.vault.secret import LONGEST, MASKED, Secret
@@ -41,6 +41,7 @@ __all__ = [
     "Unseal",
     "Veil",
     "alike",
+    "cleanly_cut",
     "credentials",
     "obtain",
     "resolve",

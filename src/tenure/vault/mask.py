@@ -37,13 +37,7 @@ class Mask:
     __slots__ = ("_pattern",)
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
-        forms: set[str] = set()
-        for secret in secrets:
-            value = secret.reveal()
-            lines = [line.strip() for line in value.splitlines()]
-            for part in (value, value.strip(), *(line for line in lines if len(line) >= _SHORTEST_LINE)):
-                if len(part) >= SHORTEST:
-                    forms |= _forms(part)
+        forms = _all_forms(secret.reveal() for secret in secrets)
         longest_first = sorted(forms, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(_either_case, longest_first))) if forms else None
 
@@ -76,6 +70,46 @@ class Mask:
     def object(self, value: JsonObject) -> JsonObject:
         """:meth:`json` of an object."""
         return value if self._pattern is None else {self.text(key): self.json(item) for key, item in value.items()}
+
+
+def cleanly_cut(head: bytes, tail: bytes, values: Iterable[str]) -> tuple[bytes, bytes]:
+    """What may stay of a text whose middle was left out between `head` and `tail`: no value is in it in part.
+
+    A mask finds whole values only, so what may be the beginning of one at the end of `head`, or the end of one at the start
+    of `tail`, goes with the middle.
+    """
+    forms = [form.encode("utf-8", "surrogatepass").lower() for form in _all_forms(values)]
+    ends = _before_a_part(tail.lower()[::-1], [form[::-1] for form in forms])
+    return head[: _before_a_part(head.lower(), forms)], tail[len(tail) - ends :]
+
+
+def _before_a_part(text: bytes, forms: Sequence[bytes]) -> int:
+    """How far the text goes up to where one of the forms may begin that goes on behind its end. In small letters, for
+    ``%2f`` and ``%2F`` that were cut in two."""
+    keep = len(text)
+    for form in forms:
+        at = text.find(form[:1], max(0, len(text) - len(form) + 1))
+        while 0 <= at < keep and not form.startswith(text[at:]):
+            at = text.find(form[:1], at + 1)
+        keep = at if 0 <= at < keep else keep
+    moved = True
+    while moved:  # the new end must tear nothing, either
+        moved = False
+        for form in forms:
+            at = text.find(form, max(0, keep - len(form) + 1), keep + len(form) - 1)
+            if 0 <= at < keep:
+                keep, moved = at, True
+    return keep
+
+
+def _all_forms(values: Iterable[str]) -> set[str]:
+    forms: set[str] = set()
+    for value in values:
+        lines = [line.strip() for line in value.splitlines()]
+        for part in (value, value.strip(), *(line for line in lines if len(line) >= _SHORTEST_LINE)):
+            if len(part) >= SHORTEST:
+                forms |= _forms(part)
+    return forms
 
 
 def _forms(value: str) -> set[str]:

@@ -265,7 +265,7 @@ class FunctionTurn:
                 return finished.result
             except InvalidInputError as error:
                 cause = error  # too large for the journal
-        failure = _error(cause)
+        failure = _error(cause, self._turn.masked)
         await self._finish(call, CallFinished(call, error=failure))
         raise CallFailed(call, name, failure) from cause
 
@@ -349,8 +349,8 @@ def _cut_short() -> dict[str, Json]:
     return {"type": CANCELLED, "message": "cancelled by the agent; whether it took effect is unknown", "by": "agent"}
 
 
-def _error(error: BaseException) -> dict[str, Json]:
-    message = str(error)[:ERROR_CHARS].encode(errors="replace").decode()
+def _error(error: BaseException, masked: Callable[[str], str]) -> dict[str, Json]:
+    message = masked(str(error))[:ERROR_CHARS].encode(errors="replace").decode()
     return {"type": type(error).__name__, "message": message}
 
 

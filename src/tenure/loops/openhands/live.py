@@ -374,10 +374,10 @@ def _told(turn: Turn) -> list[Any]:
 
 
 def _why(state: Any) -> str:
-    """The SDK's own words for the end of a run, bounded."""
+    """The SDK's own words for the end of a run. Whole: the node cuts what it has masked."""
     for event in reversed(state.active_branch(limit=20)):
         if type(event).__name__ == "ConversationErrorEvent":
-            return f"{event.code}: {event.detail}"[:2000]
+            return f"{event.code}: {event.detail}"
     return str(state.execution_status.value)
 
 

@@ -116,7 +116,7 @@ class Calls:
             except OwnershipLostError:
                 raise
             except Exception as error:
-                finished = CallFinished(call, error=_error(error))
+                finished = CallFinished(call, error=_error(error, self.turn.masked))
                 await self.turn.journal([draft(finished, self.turn.id)])
                 raise
         except asyncio.CancelledError:
@@ -235,8 +235,8 @@ def _again(call: str, name: str, outcome: object) -> Any:
     raise CallFailed(call, name, error)
 
 
-def _error(error: Exception) -> dict[str, Json]:
-    message = str(error)[:ERROR_CHARS].encode(errors="replace").decode()
+def _error(error: Exception, masked: Callable[[str], str]) -> dict[str, Json]:
+    message = masked(str(error))[:ERROR_CHARS].encode(errors="replace").decode()
     shape: dict[str, Json] = {"type": type(error).__name__, "message": message}
     metadata: Any = getattr(error, "metadata", None)
     return {**shape, "metadata": to_jsonable_python(metadata, serialize_unknown=True)} if metadata else shape

@@ -63,6 +63,8 @@ class DockerRuntime:
         self._container = container
         self._timeout_s = timeout_s
         self._credentials: Mapping[str, str] = {}
+        self._known: dict[str, None] = {}
+        """All values that it ever had: a mask must find them whole in what commands say, or not at all."""
 
     @property
     def path(self) -> Path | None:
@@ -84,6 +86,7 @@ class DockerRuntime:
             most=OUTPUT_LIMIT,
             environment=self._credentials,
             stdin=data,
+            hide=self._known,
         )
         texts = (output.decode(errors="replace") for output in (ended.stdout, ended.stderr))
         return Ran(ended.exit_code, *texts, truncated=ended.truncated, timed_out=ended.timed_out)
@@ -126,7 +129,7 @@ class DockerRuntime:
             case code if code == NO_PLAIN_FILE:
                 raise InvalidInputError("path", f"{path!r} is no file", "name a file")
             case code:
-                said = ended.stderr.decode(errors="replace").strip()[:REASON_CHARS]
+                said = ended.stderr.decode(errors="replace").strip()  # whole: it is cut where it is masked
                 raise RuntimeFailure(said or f"the file's command ended with {code}", step="file")
 
     async def _execute(self, argv: Sequence[str], **more: Any) -> execs.Ended:
@@ -151,6 +154,7 @@ class DockerRuntime:
             if "\0" in value:
                 raise RuntimeFailure(f"credential {name} holds a NUL character", step="configure", permanent=True)
         self._credentials = dict(credentials)
+        self._known.update(dict.fromkeys(credentials.values()))
 
 
 @final
@@ -371,7 +375,7 @@ def volume_name(workspace: str) -> str:
 
 def _end_of(state: dict[str, Any]) -> str:
     """Why a container does not run, as the daemon tells it."""
-    about = "it ran out of memory" if state.get("OOMKilled") else str(state.get("Error") or "")[:REASON_CHARS]
+    about = "it ran out of memory" if state.get("OOMKilled") else str(state.get("Error") or "")
     return f"the container is {state['Status']} (exit code {state.get('ExitCode')})" + (about and f": {about}")
 
 

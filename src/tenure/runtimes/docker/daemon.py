@@ -109,7 +109,7 @@ class Daemon:
         try:
             return call(self._connected())
         except errors.APIError as error:
-            reason = str(error.explanation or error)[:REASON_CHARS]
+            reason = str(error.explanation or error)  # whole: it is cut where it is masked
             raise Refused(error.status_code or 0, reason, step) from None
         except (errors.DockerException, OSError, importlib.import_module("urllib3").exceptions.HTTPError) as error:
             # requests' errors are OSErrors, and their texts may be pages long

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from tenure.abc import RuntimeFailure
+from tenure.vault import cleanly_cut
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
     from tenure.runtimes.docker.daemon import Daemon
 
@@ -74,9 +75,13 @@ class Cut:
             self.dropped += over
             del self.tail[:over]
 
-    def bytes(self) -> bytes:
-        gap = f"\n… {self.dropped} bytes left out …\n".encode() if self.dropped else b""
-        return bytes(self.head + gap + self.tail)
+    def bytes(self, hide: Collection[str] = ()) -> bytes:
+        """What was said; where something is missing it says how much. Of `hide`, nothing is left there in part."""
+        if not self.dropped:
+            return bytes(self.head + self.tail)
+        head, tail = cleanly_cut(bytes(self.head), bytes(self.tail), hide)
+        dropped = self.dropped + len(self.head) + len(self.tail) - len(head) - len(tail)
+        return head + f"\n… {dropped} bytes left out …\n".encode() + tail
 
 
 @final
@@ -128,9 +133,11 @@ async def execute(
     environment: Mapping[str, str] | None = None,
     of: str = "",
     stdin: bytes = b"",
+    hide: Collection[str] = (),
 ) -> Ended:
     """Run `argv` in the container's workspace, ended with its children at `timeout_s` and when the caller goes away.
     `of`: the container to whose commands it belongs, for :func:`end_all`.
+    `hide`: what no cut of the output may tear.
 
     :raises RuntimeFailure: the daemon's reason; the container is gone, or stops.
     """
@@ -159,7 +166,7 @@ async def execute(
                 async with asyncio.timeout(FAREWELL_S):
                     await _end(daemon, container, mark)
     stdout, stderr = frames.outputs[1], frames.outputs[2]
-    return Ended(code, stdout.bytes(), stderr.bytes(), bool(stdout.dropped or stderr.dropped), timed_out)
+    return Ended(code, stdout.bytes(hide), stderr.bytes(hide), bool(stdout.dropped or stderr.dropped), timed_out)
 
 
 async def end_all(daemon: Daemon, container: str, of: str) -> None:

@@ -22,7 +22,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers after which the same request is sent again."""
 ANSWER_LIMIT = 8 << 20
-REASON_CHARS = 500
+REASON_CHARS = 10_000
 
 
 def segment(text: str) -> str:
@@ -134,7 +134,9 @@ def _reason(answer: Answer) -> str:
         reason = answer.json().get("reason")
     except RuntimeFailure:
         reason = None
-    return str(reason)[:REASON_CHARS] if reason else f"the service answered {answer.status}"
+    if reason and len(str(reason)) > REASON_CHARS:  # whole or not at all: it is cut where it is masked
+        return f"the service answered {answer.status}, for a reason of {len(str(reason))} characters"
+    return str(reason) if reason else f"the service answered {answer.status}"
 
 
 def _refusal(answer: Answer, step: str, reason: str) -> Exception:
@@ -146,7 +148,7 @@ def _refusal(answer: Answer, step: str, reason: str) -> Exception:
         return InvalidInputError(str(about["field"]), reason, "correct it")
     if answer.status == 409 and about.get("state") == "paused":
         return Paused(reason, step=step)
-    return RuntimeFailure(reason, step=str(about.get("step") or step)[:100], permanent=about.get("permanent") is True)
+    return RuntimeFailure(reason, step=str(about.get("step") or step), permanent=about.get("permanent") is True)
 
 
 def _without(reason: str, hide: Mapping[str, str] | None) -> str:

@@ -47,6 +47,7 @@ _NO_CREDENTIALS = ("TENURE_", "LD_")
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 LAUNCHER = """#!/bin/sh
 [ -e {mark} ] || exit 126
+{limits}
 exec env -i {environment} TERM="$TERM" PS1="$PS1" PS2="$PS2" PAGER="$PAGER" GIT_PAGER="$GIT_PAGER" {argv} "$@"
 """
 """As commands are launched: of a discarded runtime nothing starts, in whatever process."""
@@ -69,6 +70,8 @@ class ProcessRuntime:
         self._grace_s = grace_s
         self._isolation = isolation
         self._credentials: Mapping[str, str] = {}
+        self._known: dict[str, None] = {}
+        """All values that it ever had: a mask must find them whole in what commands say, or not at all."""
         self._lock = threading.Lock()
         self._groups: set[Group] = set()
         self._ended = False
@@ -110,7 +113,7 @@ class ProcessRuntime:
                     census.brand(launched.group.pid, str(self._mark))
             except (OSError, ValueError) as error:
                 raise RuntimeFailure(f"the limits of processes cannot be set: {error}", step="run") from error
-            ran = await launched.finish(data, timeout_s or self._limits.timeout_s, self._grace_s)
+            ran = await launched.finish(data, timeout_s or self._limits.timeout_s, self._grace_s, self._known)
         finally:
             await launched.close()
             with self._lock:
@@ -137,8 +140,8 @@ class ProcessRuntime:
         await asyncio.to_thread(files.write, self._place, path, content)
 
     def launcher(self, program: Sequence[str]) -> Path:
-        """An executable file beside the mark that runs `program` as commands run here, without credentials: those stand
-        in no file. What a terminal sets for its shell comes through.
+        """An executable file beside the mark that runs `program` as commands run here, with their limits, but without
+        credentials: those stand in no file. What a terminal sets for its shell comes through.
 
         :raises RuntimeFailure: the runtime was discarded, or the file cannot be written.
         """
@@ -148,7 +151,11 @@ class ProcessRuntime:
         file = self._mark.with_suffix(".sh")
         draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         try:
-            draft.write_text(LAUNCHER.format(mark=shlex.quote(str(self._mark)), environment=environment, argv=argv))
+            limits = "\n".join([*self._limits.in_a_shell(), census.brand_in_a_shell(str(self._mark))])
+            script = LAUNCHER.format(
+                mark=shlex.quote(str(self._mark)), limits=limits, environment=environment, argv=argv
+            )
+            draft.write_text(script)
             draft.chmod(0o700)
             draft.replace(file)
         except OSError as error:
@@ -165,6 +172,7 @@ class ProcessRuntime:
             if "\0" in value:
                 raise RuntimeFailure(f"credential {name} holds a NUL character", step="configure", permanent=True)
         self._credentials = dict(credentials)
+        self._known.update(dict.fromkeys(credentials.values()))
 
     def end(self) -> None:
         """Nothing starts here any more, and what runs is killed. At once, from any thread."""

@@ -2,8 +2,8 @@
 
 Every process of a runtime has a *mark* in its environment: the path of the runtime's file. Children inherit it, also
 those that left the group (a double fork) and those of a node that is dead or frozen. Whatever a marked process began
-counts too, mark or not: the members of its session (a session begins with ``setsid`` and is inherited, so they all
-descend from a process of the runtime) and its children. So ``env -i`` alone does not escape.
+counts too, mark or not: its children and, if it began a session, all that is in there. So ``env -i`` alone does not
+escape. That a marked process is *in* a session says nothing: a program that a node launches may be in the node's own.
 
 A *brand*, a resource limit that nothing enforces and every child inherits, finds those that wiped their environment, began
 a session of their own *and* lost their parent. What escapes: a process that does so and sets that limit anew. Processes are a
@@ -70,7 +70,7 @@ def belonging(marks: Collection[str], group: int | None = None) -> list[Process]
     size = -1
     while len(found) > size:
         size = len(found)
-        sessions = {everybody[pid].session for pid in found} - {0, ours}
+        sessions = {pid for pid in found if everybody[pid].session == pid} - {ours}
         found |= {p.pid for p in everybody.values() if p.session in sessions or p.parent in found}
     found.discard(os.getpid())
     members = (everybody[pid] for pid in found)
@@ -82,6 +82,11 @@ def brand(pid: int, mark: str) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, ValueError):
             resource.prlimit(pid, _LOCKS, (_brand(mark), _brand(mark)))
+
+
+def brand_in_a_shell(mark: str) -> str:
+    """What a shell brands itself with; the letter of the limit is another one in bash."""
+    return f"ulimit -w {_brand(mark)} 2>/dev/null || ulimit -x {_brand(mark)} 2>/dev/null || :"
 
 
 def _brand(mark: str) -> int:

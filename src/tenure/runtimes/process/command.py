@@ -17,9 +17,10 @@ from tenure.abc import Ran, RuntimeFailure
 from tenure.errors import InvalidInputError
 from tenure.runtimes.process import census
 from tenure.runtimes.process.census import MARK
+from tenure.vault import cleanly_cut
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from tenure.runtimes.process.isolation import Isolation
@@ -69,6 +70,20 @@ class ProcessLimits:
                 raise InvalidInputError("runtime", f"{name} is {text[:80]!r}", "give a whole number above 0")
             values[name] = int(text) if text else None
         return cls(**values)  # pyright: ignore[reportArgumentType] - null only where it is allowed
+
+    def in_a_shell(self) -> list[str]:
+        """What a shell sets for itself and what it begins. A limit that the node has, and that is lower, stays."""
+        asked = {
+            "-t": self.cpu_s,
+            "-v": self.memory_bytes and -(-self.memory_bytes // 1024),
+            "-f": self.file_bytes and -(-self.file_bytes // 512),
+            "-n": self.open_files,
+            "-u": self.processes,
+            "-c": 0,
+        }
+        lines = [f"ulimit {letter} {value} 2>/dev/null" for letter, value in asked.items() if value is not None]
+        # dash calls processes by another letter than bash
+        return [f"{line} || {line.replace(' -u ', ' -p ')} || :" if " -u " in line else f"{line} || :" for line in lines]
 
     def impose(self, pid: int) -> None:
         """Set the limits of a process from outside; its children inherit them.
@@ -149,11 +164,14 @@ class Cut:
         self._trim()
         return self._dropped > 0
 
-    def text(self) -> str:
-        """What was said; where something is missing it says how much."""
+    def text(self, hide: Collection[str] = ()) -> str:
+        """What was said; where something is missing it says how much. Of `hide`, nothing is left there in part."""
         self._trim()
-        gap = f"\n… {self._dropped} bytes left out …\n".encode() if self._dropped else b""
-        return bytes(self._head + gap + self._tail).decode(errors="replace")
+        if not self._dropped:
+            return bytes(self._head + self._tail).decode(errors="replace")
+        head, tail = cleanly_cut(bytes(self._head), bytes(self._tail), hide)
+        dropped = self._dropped + len(self._head) + len(self._tail) - len(head) - len(tail)
+        return (head + f"\n… {dropped} bytes left out …\n".encode() + tail).decode(errors="replace")
 
 
 @final
@@ -235,8 +253,9 @@ class Launched:
             os.close(reading)
         return cls(transport, exchange, environment[MARK], writing, isolation)
 
-    async def finish(self, stdin: bytes, timeout_s: float, grace_s: float) -> Ran:
-        """Let it go, and wait for its end: the whole group is ended at the time-out, and when this is cancelled."""
+    async def finish(self, stdin: bytes, timeout_s: float, grace_s: float, hide: Collection[str] = ()) -> Ran:
+        """Let it go, and wait for its end: the whole group is ended at the time-out, and when this is cancelled.
+        `hide`: what no cut of the output may tear."""
         await self._go(stdin)
         timed_out = False
         try:
@@ -254,8 +273,8 @@ class Launched:
         stdout, stderr = self._exchange.output[1], self._exchange.output[2]
         return Ran(
             128 - code if code is not None and code < 0 else code or 0,
-            stdout.text(),
-            stderr.text(),
+            stdout.text(hide),
+            stderr.text(hide),
             truncated=stdout.truncated or stderr.truncated,
             timed_out=timed_out,
         )

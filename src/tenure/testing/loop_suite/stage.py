@@ -34,6 +34,7 @@ from tenure.journal import (
     draft,
 )
 from tenure.lease import Epoch
+from tenure.vault import MASKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -368,6 +369,11 @@ class StageTurn:
 
     def journal_blocking(self, drafts: Sequence[Draft], timeout_s: float, state: JsonObject | None = None) -> Appended:
         return asyncio.run_coroutine_threadsafe(self.journal(drafts, state), self._host).result(timeout_s)
+
+    def masked(self, text: str) -> str:
+        for value in self._conversation.credentials.values():
+            text = text.replace(value, MASKED)
+        return text
 
     async def ask(self, ask: str, body: Json) -> Json:
         self._insist()
