@@ -10,13 +10,14 @@ import postgres_servers
 import pytest
 from postgres_pooler import Pooler
 
-from tenure.abc import Accepted, Filters, Submit
+from tenure.abc import Accepted, Filters, Granted, Load, Submit
 from tenure.errors import InvalidInputError, StoreUnavailableError, StoreUnfitError
 from tenure.stores import open_store
 from tenure.stores.postgres import PostgresStore, link, schema
 from tenure.stores.postgres.address import parse_url
 from tenure.testing.postgres import PostgresServer
-from tenure.testing.store_suite.stage import CREATION, expect, message
+from tenure.testing.store_suite import Stage
+from tenure.testing.store_suite.stage import CREATION, expect, message, note
 
 
 @pytest.fixture(**postgres_servers.EACH)
@@ -194,6 +195,90 @@ async def test_the_release_before_survives_a_migration(
     assert codes == [(2,)], "each release has its own functions"
 
 
+_OPEN_NEXT = """
+import asyncio, sys
+from pathlib import Path
+from tenure.stores import open_store
+from tenure.stores.postgres import schema
+schema._SQL, schema.SCHEMA = Path(sys.argv[2]), 2
+async def main():
+    async with open_store(sys.argv[1]): pass
+asyncio.run(main())
+"""
+LOCKED_OUT = "canceling statement due to lock timeout"
+
+
+async def test_a_migration_gives_way_to_the_release_before_and_fails_none_of_its_requests(
+    server: PostgresServer, tmp_path: Path
+):
+    """Whoever asks for a table after the migration waits behind it; so it must not wait long for who holds a row of that table."""
+    name = postgres_servers.schema()
+    url = server.url(schema=name, statement_s=3)
+    more = "ADD COLUMN colour text NOT NULL DEFAULT 'red'"
+    sql = _next_sql(tmp_path, f"ALTER TABLE nodes {more}; ALTER TABLE conversations {more}")
+    given_way, over = server.log.count(LOCKED_OUT), asyncio.Event()
+    async with postgres_servers.stage_on(url) as old, asyncio.TaskGroup() as tasks:
+        held = await old.conversation()
+        work = [tasks.create_task(_owner(old, over)) for _ in range(3)]
+        work.append(tasks.create_task(_heart(old, over)))
+        with postgres_servers.console(server, name) as session:
+            session.execute("BEGIN")
+            session.execute("SELECT FROM conversations WHERE id = %s FOR UPDATE", (held,))
+            newer = await asyncio.create_subprocess_exec(sys.executable, "-c", _OPEN_NEXT, url, str(sql))
+            await postgres_servers.eventually(
+                lambda: server.log.count(LOCKED_OUT),
+                lambda seen: seen >= given_way + 3,
+                "the migration gives way thrice",
+            )
+            assert newer.returncode is None
+            session.execute("COMMIT")
+            assert await newer.wait() == 0
+        over.set()
+        done = await asyncio.gather(*work)
+    assert server.ask(f"SELECT schema FROM {name}.meta") == [(2,)]
+    assert all(rounds > 3 for rounds in done), "they went on all the time"
+
+
+async def _owner(stage: Stage, over: asyncio.Event) -> int:
+    """What an owner asks, again and again; anything but a success fails the test. How often."""
+    rounds = 0
+    while not over.is_set():
+        writer = await stage.owned()
+        await writer.append(note())
+        await writer.release()
+        rounds += 1
+    return rounds
+
+
+async def _heart(stage: Stage, over: asyncio.Event) -> int:
+    beat, incarnation = 0, await stage.node(ttl_s=600)
+    async with stage.store.sibling() as store:
+        while not over.is_set():
+            assert await store.renew(incarnation, beat, f"{beat}", 600, Load()) == Granted(beat + 1)
+            beat += 1
+    return beat
+
+
+async def test_a_migration_that_never_gets_its_table_says_who_is_in_the_way_and_changes_nothing(
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = postgres_servers.schema()
+    async with postgres_servers.stage_on(server.url(schema=name)) as old:
+        await old.conversation()
+        with postgres_servers.console(server, name) as session, monkeypatch.context() as newer:
+            session.execute("BEGIN")
+            session.execute("SELECT FROM conversations FOR UPDATE")
+            _next_release(
+                newer, tmp_path, "ALTER TABLE nodes ADD COLUMN c text; ALTER TABLE conversations ADD COLUMN c text"
+            )
+            newer.setattr(schema, "MIGRATION_S", 1.0)
+            with pytest.raises(StoreUnavailableError, match=r"other sessions held them.*pg_stat_activity"):
+                await PostgresStore(server.url(schema=name)).__aenter__()
+            session.execute("ROLLBACK")
+        await old.conversation()
+    assert server.ask(f"SELECT schema FROM {name}.meta") == [(1,)]
+
+
 async def test_tables_of_a_release_that_does_not_know_us_any_more_are_refused(
     server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -206,14 +291,18 @@ async def test_tables_of_a_release_that_does_not_know_us_any_more_are_refused(
         await PostgresStore(url).__aenter__()
 
 
-def _next_release(patch: pytest.MonkeyPatch, folder: Path, migration: str) -> None:
-    """Play a release with one more migration and other functions."""
+def _next_sql(folder: Path, migration: str) -> Path:
     sql = Path(shutil.copytree(schema._SQL, folder / "sql"))
     (sql / "migrations" / "0002_next.sql").write_text(f"{migration};\n")
     (sql / "functions" / "zz_next.sql").write_text(
         "CREATE FUNCTION next_release() RETURNS int LANGUAGE sql AS 'SELECT 2';\n"
     )
-    patch.setattr(schema, "_SQL", sql)
+    return sql
+
+
+def _next_release(patch: pytest.MonkeyPatch, folder: Path, migration: str) -> None:
+    """Play a release with one more migration and other functions."""
+    patch.setattr(schema, "_SQL", _next_sql(folder, migration))
     patch.setattr(schema, "SCHEMA", 2)
     for cached in (schema.functions, schema.migrations):
         cached.cache_clear()

@@ -7,21 +7,30 @@ calling the ones that it was written for. Every migration says which releases su
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from functools import cache
+import random
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, LiteralString, cast
 
-from tenure.errors import StoreUnfitError
-from tenure.stores.postgres.link import Link, RejectedError, Statement
+from tenure.errors import StoreUnavailableError, StoreUnfitError
+from tenure.stores.postgres.link import MIGRATION_S, Link, RejectedError, Statement
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tenure.stores.postgres.address import Address
 
 _SQL = Path(__file__).parent / "sql"
 SCHEMA = 1
 """The last migration that this release knows."""
 OLDEST_SERVER = 15
+LOCK_MS = 300
+"""How long a migration waits for a table: everybody who comes later waits behind it, the heartbeats of the release before among
+them. Far below a quarter of a ttl."""
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
 
 # Asked of the catalogue itself: to_regclass() may answer from what this session remembers of the time before it had the lock.
 _EXISTS: Final = """
@@ -56,11 +65,18 @@ async def prepare(link: Link, address: Address) -> None:
     """Make tables and functions what this release needs, or find them so.
 
     :raises StoreUnfitError: they were left by a newer release that this one cannot work beside, or may not be made.
+    :raises StoreUnavailableError: somebody held a table all the time; the migrations that are done stay.
     """
     if await is_ready(link, address):
         return
     try:
-        await _migrate(link, address)
+        async with asyncio.timeout(MIGRATION_S):
+            await _migrate(link, address)
+    except TimeoutError:
+        raise StoreUnavailableError(
+            f"the tables of {address} could not be migrated within {MIGRATION_S:g} s: other sessions held them; "
+            "end the transaction that pg_stat_activity shows as the oldest, and open the store again"
+        ) from None
     except RejectedError as error:
         raise StoreUnfitError(
             f"the tables of {address} could not be made: {error}; GRANT CREATE ON DATABASE to the role, or let one that has "
@@ -97,29 +113,60 @@ async def migrated_to(link: Link, address: Address) -> int:
 
 
 async def _migrate(link: Link, address: Address) -> None:
-    await link.script("BEGIN")
+    """Step by step, each a transaction of its own: what one locks is free again before the next begins."""
+    for number in migrations():
+        await _patiently(link, address, partial(_migrate_to, link, address, number))
+    await _patiently(link, address, partial(_make_functions, link, address))
+
+
+async def _patiently(link: Link, address: Address, step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step; while somebody else holds what it must lock, let those pass who wait behind it, and try again."""
+    rng, pause_s = random.Random(), FIRST_PAUSE_S
+    while True:
+        try:
+            await _transact(link, address, step)
+            return
+        except RejectedError as error:
+            if not error.waited:
+                raise
+        await asyncio.sleep(pause_s * rng.uniform(0.5, 1))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+async def _transact(link: Link, address: Address, step: Callable[[], Awaitable[None]]) -> None:
+    """One node at a time, which looks again once it is its turn.
+
+    :raises RejectedError: the server refused something, and nothing was done.
+    """
     try:
-        await link.script("SET LOCAL statement_timeout = '55s'; SET LOCAL lock_timeout = '50s'")
+        await link.script("BEGIN; SET LOCAL statement_timeout = '55s'; SET LOCAL lock_timeout = '50s'")
         lock = Statement("SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))", (f"tenure: schema {address.schema}",))
-        await link.run(lock, timeout_s=60)
-        await _migrate_alone(link, address)
+        await link.run(lock, timeout_s=MIGRATION_S)
+        await link.script(f"SET LOCAL lock_timeout = '{LOCK_MS}ms'")
+        await step()
         await link.script("COMMIT")
+    except RejectedError:
+        await link.script("ROLLBACK")
+        raise
     except BaseException:
         await link.close()  # and with it the transaction
         raise
 
 
-async def _migrate_alone(link: Link, address: Address) -> None:
-    """Under the lock: look again, and do what is missing."""
-    schema, code = address.schema, code_schema(address.schema)
+async def _migrate_to(link: Link, address: Address, number: int) -> None:
+    schema = address.schema
     at = await migrated_to(link, address) if await exists(link, schema, "meta") else 0
+    if number <= at:
+        return
     if at == 0:
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
     await link.script(f'SET LOCAL search_path = "{schema}"')
-    for number, text in migrations().items():
-        if number > at:
-            await link.script(text)
-            await link.script(f"UPDATE meta SET schema = {number}")
+    await link.script(migrations()[number])
+    await link.script(f"UPDATE meta SET schema = {number}")
+
+
+async def _make_functions(link: Link, address: Address) -> None:
+    schema, code = address.schema, code_schema(address.schema)
     if not await exists(link, code, "answer"):
         await link.script(f'CREATE SCHEMA IF NOT EXISTS "{code}"; SET LOCAL search_path = "{code}", "{schema}"')
         await link.script(functions())
