@@ -1,19 +1,23 @@
 """``/metrics``: every series there at zero, nothing of a conversation in them, and true; dashboard and alerts know no others."""
 
 import asyncio
+import inspect
 import json
+import logging
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure import facts
-from tenure.abc import Creation, Death, Submit
+from tenure.abc import Creation, Death, Reason, Submit
 from tenure.errors import StoreUnavailableError
-from tenure.journal import Command, Delivery
-from tenure.node.metrics import Metrics
+from tenure.journal import CORE_COMMANDS, TURN_ENDS, Command, Delivery
+from tenure.node import deltas, tenure
+from tenure.node.metrics import CALLS, ENDS, KINDS, OPERATIONS, REFUSALS, RELEASES, TURNS, Metrics
+from tenure.node.telling import CALL_ENDS, known_kind
+from tenure.stores import rules
 from tenure.stores.memory import MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,14 +152,22 @@ async def test_every_metric_is_documented_and_asked_for(http):
 def test_every_fact_has_a_name_of_its_own_and_is_documented():
     page = (ROOT / "docs/operating/metrics.md").read_text()
     assert len(facts.ALL) == len({cls.__name__ for cls in facts.ALL.values()}) > 40
-    assert set(re.findall(r"^\| `([a-z]+\.[a-z_]+)`", page, re.M)) == set(facts.ALL)
+    rows = re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| (\w+) \|", page, re.M)
+    assert sorted(rows) == sorted((name, logging.getLevelName(fact.level).lower()) for name, fact in facts.ALL.items())
 
 
-@pytest.mark.parametrize("death", Death)
-def test_every_way_to_die_has_a_series(death):
-    from tenure.node.metrics import ENDS
-
-    assert death.value in ENDS
+def test_the_values_of_labels_are_those_that_the_code_has_words_for():
+    """A word without a series would be counted as another one, or make a series that was not there at zero."""
+    assert set(ENDS) == {death.value for death in Death} | {"forced", "unknown"}
+    assert set(RELEASES) == {reason.value for reason in Reason}
+    assert set(KINDS) == {known_kind(kind) for kind in (*CORE_COMMANDS, "a loop's own")}
+    assert set(TURNS) == {kind.removeprefix("turn_") for kind in TURN_ENDS}
+    assert set(CALLS) == {*CALL_ENDS.values(), "failed"}
+    writes = inspect.getsource(tenure) + inspect.getsource(deltas)
+    assert set(OPERATIONS) == set(re.findall(r"\.refused\(\"(\w+)\"\)", writes))
+    of_the_store = set(re.findall(r"return \"([a-z-]+)\"", inspect.getsource(rules)))
+    of_any_answer = {"key-reused", "too-large", "conversation-deleted", "unknown-conversation", "conversation-exists"}
+    assert set(REFUSALS) == of_the_store | of_any_answer | {"unavailable", "cancelled", "other"}
 
 
 # --- each of them moves
@@ -268,8 +280,10 @@ MOVES = {
     "tenure_releases_total": facts.Released("c", 1, "idle"),
     "tenure_leases_lost_total": facts.GaveUp("i", "why", 1),
     "tenure_writes_refused_total": facts.WriteRefused("c", 1, "append"),
-    "tenure_renewal_seconds_count": facts.Renewed("i", 0.1),
+    "tenure_renewal_seconds_count": facts.Renewed("i", 0.1, 2.0),
     "tenure_renewals_unanswered_total": facts.RenewalUnanswered("i", "why"),
+    "tenure_turns_total": facts.TurnEnded("c", 1, "t1", "interrupted", None),
+    "tenure_calls_total": facts.CallEnded("c", 1, "t1", "t1.look", "interrupted", None),
     "tenure_turn_seconds_count": facts.TurnEnded("c", 1, "t1", "completed", 0.1),
     "tenure_call_seconds_count": facts.CallEnded("c", 1, "t1", "t1.look", "finished", 0.1),
     "tenure_journal_lag_seconds_count": facts.Read("c", "message", 0.1),

@@ -31,9 +31,12 @@ class Registered(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Renewed(Fact):
+    """`slack_s` was left of the trust in the lease when the answer came."""
+
     event, level, says = "lease.renewed", DEBUG, "lease renewed in {took_s:.4f} s"
     incarnation: str
     took_s: float
+    slack_s: float
 
 
 @dataclass(frozen=True, slots=True)

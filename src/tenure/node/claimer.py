@@ -115,8 +115,7 @@ class Claimer:
             self._hinted.clear()
             await self._requests()
             await self._bury_the_expired()
-            found = await self._claim_the_wanted()
-            self._incarnation.wanted = found
+            self._incarnation.wanted = await self._claim_the_wanted()
             self._incarnation.swept_s = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(self._pause_s()):
@@ -144,7 +143,7 @@ class Claimer:
         self._next_death_s = soonest + 0.01
 
     async def _claim_the_wanted(self) -> int:
-        """Up to the free capacity; how many were found that nobody does."""
+        """Up to the free capacity; how many of those found are left, which nobody does."""
         try:
             return await self._claim_page_by_page()
         finally:
@@ -167,7 +166,7 @@ class Claimer:
             cursor = page.cursor
             if cursor is None or self._incarnation.given_up:
                 self._means.facts.tell(facts.Swept(found, begun))
-                return found
+                return found - begun
 
     def _poked(self, wanted: Wanted) -> bool:
         """Mine, and the table holds exactly that lease: let it look."""

@@ -168,7 +168,9 @@ class Heartbeat:
             answer = await self._renew(store, beat, nonce, min(self._timing.call_timeout_s, mark - now))
             match answer:
                 case Granted(beat=next_beat):
-                    self._facts.tell(facts.Renewed(self._incarnation, max(0.0, self._clock.boottime() - now)))
+                    answered = self._clock.boottime()
+                    slack_s = window.trusted_until - answered
+                    self._facts.tell(facts.Renewed(self._incarnation, max(0.0, answered - now), slack_s))
                     self._window = window.renewed(first_sent)
                     beat, nonce = next_beat, new_token()
                     due, first_sent = first_sent + self._timing.beat_s, None

@@ -65,7 +65,7 @@ class Incarnation:
         self.swept_s = 0.0
         """When the last sweep ended, in the event loop's time."""
         self.wanted = 0
-        """What the last sweep found wanted, and nobody does."""
+        """What the last sweep found wanted and had to leave, so that nobody does it."""
         _OF_THIS_PROCESS.add(self)
 
     def trusts(self) -> bool:

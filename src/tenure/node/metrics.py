@@ -7,6 +7,7 @@ the code knows; never an id, and never a word of a client's. ``docs/operating/me
 from __future__ import annotations
 
 import asyncio
+import math
 from itertools import product
 from typing import TYPE_CHECKING, final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from tenure.clock import Clock
     from tenure.facts import Fact
     from tenure.node.incarnation import Incarnation
     from tenure.node.node import Node
@@ -60,8 +62,10 @@ class Metrics:
         self._writes = count("writes_refused", "Late writes of this node that the store refused.", operation=OPERATIONS)
         self._renewal_s = time("renewal_seconds", "One renewal of the node's lease.", QUICK_S)
         self._unanswered = count("renewals_unanswered", "Renewals that got no answer in time.")
-        self._turn_s = time("turn_seconds", "A turn, under the owner that ended it.", SLOW_S, outcome=TURNS)
-        self._call_s = time("call_seconds", "A tool call, under the owner that ended it.", SLOW_S, outcome=CALLS)
+        self._turns = count("turns", "Turns that ended under this owner.", outcome=TURNS)
+        self._calls = count("calls", "Tool calls that ended under this owner.", outcome=CALLS)
+        self._turn_s = time("turn_seconds", "A turn that began and ended under one owner.", SLOW_S, outcome=TURNS)
+        self._call_s = time("call_seconds", "A tool call that began and ended under one owner.", SLOW_S, outcome=CALLS)
         self._lag_s = time("journal_lag_seconds", "From a command's acceptance until an owner read it.", QUICK_S)
         self._provisionings = count("provisionings", "Runtimes made ready, and failed starts.", outcome=PROVISIONINGS)
         self._provisioning_s = time("provisioning_seconds", "Until a runtime was ready.", SLOW_S)
@@ -106,10 +110,10 @@ class Metrics:
                 self._accepted.labels(node, kind).inc()
             case facts.Read(lag_s=lag_s):
                 self._lag_s.labels(node).observe(lag_s)
-            case facts.CallEnded(outcome=outcome, took_s=took_s) if took_s is not None:
-                self._call_s.labels(node, outcome).observe(took_s)
-            case facts.TurnEnded(outcome=outcome, took_s=took_s) if took_s is not None:
-                self._turn_s.labels(node, outcome).observe(took_s)
+            case facts.CallEnded(outcome=outcome, took_s=took_s):
+                _ended(self._calls.labels(node, outcome), self._call_s.labels(node, outcome), took_s)
+            case facts.TurnEnded(outcome=outcome, took_s=took_s):
+                _ended(self._turns.labels(node, outcome), self._turn_s.labels(node, outcome), took_s)
             case facts.Renewed(took_s=took_s):
                 self._renewal_s.labels(node).observe(took_s)
             case facts.Refused(reason=reason):
@@ -150,8 +154,52 @@ class Metrics:
                 pass
 
 
+def _ended(count: Counter, time: Histogram, took_s: float | None) -> None:
+    """Count it in any case; its time only if it began here, for nobody here knows when an earlier owner began it."""
+    count.inc()
+    if took_s is not None:
+        time.observe(took_s)
+
+
 def _known(word: str, words: Sequence[str]) -> str:
     return word if word in words else words[-1]
+
+
+@final
+class LeastSlack:
+    """The least slack of the last half minute at least, a minute at most: whoever looks seldom sees the worst, too.
+
+    Not since the last look: two who look would take it from each other.
+    """
+
+    SPAN_S = 30.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen = (0, math.inf, math.inf)
+        """A span of time by number, the least in it, and the least in the one before. Replaced whole: two threads."""
+
+    def hear(self, fact: Fact) -> None:
+        """Note what a renewal left. From the heartbeat's thread."""
+        if isinstance(fact, facts.Renewed):
+            now, least, before = self._by_now()
+            self._seen = (now, min(least, fact.slack_s), before)
+
+    def with_present(self, slack_s: float) -> float:
+        """The least of what was noted and of this."""
+        _, least, before = self._by_now()
+        return min(slack_s, least, before)
+
+    def _by_now(self) -> tuple[int, float, float]:
+        now = int(self._clock.boottime().boot_s // self.SPAN_S)
+        noted, least, before = self._seen
+        match now - noted:
+            case 0:
+                return now, least, before
+            case 1:
+                return now, math.inf, least
+            case _:
+                return now, math.inf, math.inf
 
 
 @final
@@ -170,7 +218,9 @@ class _WithoutBirthdays:
 def of_node(node: Node) -> Metrics:
     """The metrics of a node: they hear its facts, and look at it when they are asked."""
     metrics = Metrics(node.config.node)
+    least = LeastSlack(node.clock)
     node.facts.listen(metrics.hear)
+    node.facts.listen(least.hear)
 
     def of_present(read: Callable[[Incarnation], float]) -> Callable[[], float]:
         def value() -> float:
@@ -184,12 +234,12 @@ def of_node(node: Node) -> Metrics:
     gauge("capacity", "Conversations that this node holds at most.", value=lambda: node.config.capacity)
     gauge("ready", "1 while this node should be sent new work.", value=lambda: not node.readiness())
     gauge("draining", "1 while this node is leaving.", value=lambda: node.draining)
-    gauge("wanted", "Work that nobody does, as the last sweep found it.", value=of_present(lambda i: i.wanted))
+    gauge("wanted", "Work that nobody does, as the last sweep left it.", value=of_present(lambda i: i.wanted))
     gauge("sweep_age_seconds", "Since the last sweep ended.", value=of_present(_sweep_age))
     gauge(
         "heartbeat_slack_seconds",
-        "What is left of the trust in this node's lease; 0 or less: it may no longer act.",
-        value=of_present(lambda incarnation: _slack(incarnation, node)),
+        "The least that was left of the trust in this node's lease of late; 0 or less: it may no longer act.",
+        value=of_present(lambda incarnation: least.with_present(_slack(incarnation, node))),
     )
     gauge(
         "queue_depth",
