@@ -81,9 +81,10 @@ class ProcessLimits:
             "-u": self.processes,
             "-c": 0,
         }
-        lines = [f"ulimit {letter} {value} 2>/dev/null" for letter, value in asked.items() if value is not None]
-        # dash calls processes by another letter than bash
-        return [f"{line} || {line.replace(' -u ', ' -p ')} || :" if " -u " in line else f"{line} || :" for line in lines]
+        given = {letter: value for letter, value in asked.items() if value is not None}
+        if "-u" in given:
+            given["-p"] = given["-u"]  # as dash calls it; one shell or the other does not know its letter
+        return [f"ulimit {letter} {value} 2>/dev/null || :" for letter, value in given.items()]
 
     def impose(self, pid: int) -> None:
         """Set the limits of a process from outside; its children inherit them.
