@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from node_support import C, Cluster, failing, in_virtual_time
 
-from tenure.abc import RuntimeFailure
+from tenure.abc import Amended, RuntimeFailure
 from tenure.config import Config
 from tenure.conversation import Status
 from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
@@ -134,6 +134,129 @@ async def test_one_that_comes_back_in_time_is_restored(cluster: Cluster, made_by
     assert given(one)[-1] == {"TOKEN": f"token-number-{source.made}"}
     await asyncio.sleep(300)
     assert cluster.kinds().count("turn_completed") == 1 and "start_failed" not in cluster.kinds()
+
+
+async def amended(cluster: Cluster, **credentials: Any) -> None:
+    changes: Any = {"settings": {"credentials": credentials}}
+    assert isinstance(await cluster.store.amend(C, cluster.record().version, changes), Amended)
+
+
+@in_virtual_time
+async def test_a_dead_one_that_the_settings_replace_does_not_fail_the_next_message(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(), listening(await cluster.add())
+    one.agent.on_turn = saying("done")
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    source.broken = GONE
+    await asyncio.sleep(120)
+    assert cluster.record().agent_status == "credential-failed"
+    source.broken, source.lasts_s = None, None
+    await amended(cluster, TOKEN="vault:another")
+    sent = await cluster.say()
+    await asyncio.sleep(5)
+    assert cluster.settled(sent) and "start_failed" not in cluster.kinds()
+    assert cluster.kinds().count("loop_started") == 1, "the same owner, the same loop"
+    assert cluster.kinds().count("credential_restored") == 1 and not cluster.record().agent_status
+    assert given(one)[-1] == {"TOKEN": f"token-number-{source.made}"}
+    made = source.made
+    await asyncio.sleep(200)
+    assert source.made == made, "the one that ran out is not asked for any more"
+
+
+@in_virtual_time
+async def test_a_dead_one_that_was_mended_where_it_is_does_not_fail_the_next_message(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    """A secret was put into the vault: the message that follows is sooner than the next try."""
+    source, one = made_by(), listening(await cluster.add(backoff_s=1000))
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    source.broken = GONE
+    await asyncio.sleep(150)
+    assert cluster.record().agent_status == "credential-failed"
+    source.broken, made = None, source.made
+    sent = await cluster.say()
+    await asyncio.sleep(1)
+    assert cluster.settled(sent) and "start_failed" not in cluster.kinds() and not cluster.record().agent_status
+    assert source.made == made + 1 and given(one)[-1] == {"TOKEN": f"token-number-{source.made}"}
+
+
+@in_virtual_time
+async def test_one_that_runs_out_may_come_with_the_settings_and_is_made_anew(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(None), listening(await cluster.add())
+    await cluster.create(settings={"credentials": {"FIXED": "vault:fixed"}})
+    await cluster.say()
+    await asyncio.sleep(10)
+    assert not keepers(), "what never runs out costs no task"
+    source.lasts_s = 100
+    await amended(cluster, TOKEN={"from": "vault:token", "ttl_s": 100})
+    await cluster.say()
+    await asyncio.sleep(10)
+    made = source.made
+    await asyncio.sleep(100)
+    assert source.made == made + 1 and given(one)[-1] == {"TOKEN": f"token-number-{source.made}"}
+    assert len(keepers()) == 1
+    await one.leave()
+    assert not keepers(), "it ends with its tenure"
+
+
+def keepers() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "credentials"]
+
+
+@in_virtual_time
+async def test_a_shorter_one_is_not_missed_while_a_longer_one_is_waited_for(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(1000), listening(await cluster.add())
+    await cluster.create(settings={"credentials": {"LONG": "vault:long"}})
+    await cluster.say()
+    await asyncio.sleep(10)
+    source.lasts_s = 20
+    await amended(cluster, SHORT="vault:short")
+    await cluster.say()
+    await asyncio.sleep(5)
+    made = source.made
+    await asyncio.sleep(50)
+    assert source.made >= made + 2, "it was made anew all the time"
+    assert given(one)[-1] == {"SHORT": f"token-number-{source.made}"}
+    assert "credential_failed" not in cluster.kinds()
+
+
+@in_virtual_time
+async def test_settings_that_change_while_one_is_made_anew_have_the_last_word(
+    cluster: Cluster, made_by: Callable[..., Source]
+):
+    source, one = made_by(), listening(await cluster.add())
+    await cluster.create(settings=SETTINGS)
+    await cluster.say()
+    await asyncio.sleep(10)
+    going, slow = one.provider.configure, asyncio.Event()
+
+    async def configure(runtime: Any, values: Any) -> None:
+        if "TOKEN" in values:
+            await slow.wait()
+        await going(runtime, values)
+
+    one.provider.configure = configure
+    await asyncio.sleep(80)  # the renewal is under way, and its runtime takes its time
+    assert source.made == 2 and len(given(one)) == 1
+    source.lasts_s = None
+    await amended(cluster, OTHER="vault:other")
+    sent = await cluster.say()
+    await asyncio.sleep(1)
+    slow.set()
+    await asyncio.sleep(5)
+    assert cluster.settled(sent)
+    assert given(one)[-1] == {"OTHER": f"token-number-{source.made}"}, "and not what was made before"
+    await asyncio.sleep(300)
+    assert given(one)[-1] == {"OTHER": f"token-number-{source.made}"} and "start_failed" not in cluster.kinds()
 
 
 @in_virtual_time

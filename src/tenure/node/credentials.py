@@ -22,7 +22,6 @@ from tenure.vault import credentials as asked_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tenure.abc import Runtime
     from tenure.journal import JsonObject
     from tenure.node.tenure import Tenure
 
@@ -59,6 +58,11 @@ class Credentials:
         self._tenure = tenure
         self._held: dict[str, _Held] = {}
         self._dead: dict[str, CredentialError] = {}
+        self._giving = asyncio.Lock()
+        """Held from a first value to the runtime's answer: what is given last is what was made last."""
+        self._keeper: asyncio.Task[None] | None = None
+        self._changed: asyncio.Event | None = None
+        """Wakes the keeper; both are there from when they are first needed: most conversations have nothing that runs out."""
 
     async def resolve(self) -> Mapping[str, str]:
         """The values behind the references of the conversation's settings, as they are now; from here on the tenure
@@ -68,10 +72,10 @@ class Credentials:
         """
         name = ""
         try:
-            wanted = asked_for(self._tenure.fold.settings)
-            for name, asked in wanted.items():
-                self._held[name] = await self._obtain(asked)
-            self._held = {name: held for name, held in self._held.items() if name in wanted}
+            found: dict[str, _Held] = {}
+            for name, asked in asked_for(self._tenure.fold.settings).items():
+                found[name] = await self._obtain(asked)
+            self._held = found
         except CredentialError as error:
             raise self._failure(name, error) from None
         except InvalidInputError as error:
@@ -81,48 +85,62 @@ class Credentials:
         return self.values
 
     async def follow_settings(self) -> None:
-        """Give the runtime what the settings ask for by now, if it is something else than what it has.
+        """Before anything new begins: give the runtime what the settings ask for by now, if it is something else than what it
+        has, or if one of them is dead. All of it is made anew: whoever has mended it meanwhile, in the settings, in the vault
+        or elsewhere, is not refused for what it was.
 
         :raises ProvisioningError: as :meth:`resolve`, or the runtime does not take it.
         """
         runtime = self._tenure.runtime
-        if runtime is None or asked_for(self._tenure.fold.settings) == {n: h.asked for n, h in self._held.items()}:
+        if runtime is None or not (self._dead or self._settings_changed()):
             return
-        values = await self.resolve()
-        try:
-            async with asyncio.timeout(CONFIGURE_S):
-                await self._tenure.means.provider.configure(runtime, values)
-        except (RuntimeFailure, TimeoutError) as error:
-            why = self._tenure.masked(str(error)) or "no answer in time"
-            raise ProvisioningError(self._tenure.conversation_id, "configure", why) from error
+        async with self._giving:
+            values = await self.resolve()
+            try:
+                async with asyncio.timeout(CONFIGURE_S):
+                    await self._tenure.means.provider.configure(runtime, values)
+            except (RuntimeFailure, TimeoutError) as error:
+                why = self._tenure.masked(str(error)) or "no answer in time"
+                raise ProvisioningError(self._tenure.conversation_id, "configure", why) from error
+            dead, self._dead = self._dead, {}
+            for name in dead:
+                await self._tell(CredentialRestored(name), NO_STATUS)
+        self.tend()
+
+    def _settings_changed(self) -> bool:
+        return asked_for(self._tenure.fold.settings) != {name: held.asked for name, held in self._held.items()}
 
     @property
     def values(self) -> dict[str, str]:
         """What the runtime knows, by name. From any thread."""
         return {name: held.secret.reveal() for name, held in dict(self._held).items()}
 
-    def insist(self) -> None:
-        """Begin nothing new while a credential is dead.
-
-        :raises ProvisioningError: one is.
-        """
-        for name, error in self._dead.items():
-            raise self._failure(name, error)
+    def tend(self) -> None:
+        """From now on what runs out is made anew before it does, until :attr:`keepers` are cancelled."""
+        if self._changed is not None:
+            self._changed.set()
+        elif any(held.renew_at is not None for held in self._held.values()):
+            self._changed = asyncio.Event()
+            self._keeper = self._tenure.means.tasks.supervise(self._keep, "credentials", 1.0)
 
     @property
-    def run_out(self) -> bool:
-        """Whether any of them has an end, so that somebody must :meth:`keep` them."""
-        return any(held.renew_at is not None for held in self._held.values())
+    def keepers(self) -> list[asyncio.Task[None]]:
+        """The task that makes them anew, if one was needed."""
+        return [] if self._keeper is None else [self._keeper]
 
-    async def keep(self) -> None:
-        """Make anew what runs out, before it does, until cancelled."""
-        clock = asyncio.get_running_loop()
-        runtime = self._tenure.runtime
-        assert runtime is not None, "provisioned before the loop was opened"
-        while due := [(held.renew_at, name) for name, held in self._held.items() if held.renew_at is not None]:
-            at, name = min(due)
-            await asyncio.sleep(max(0.0, at - clock.time()))
-            await self._renew(name, runtime)
+    async def _keep(self) -> None:
+        assert self._changed is not None, "it is there before its task"
+        while True:
+            self._changed.clear()
+            at, name = min(self._due(), default=(None, ""))
+            try:
+                async with asyncio.timeout_at(at):
+                    await self._changed.wait()
+            except TimeoutError:
+                await self._renew(name)
+
+    def _due(self) -> list[tuple[float, str]]:
+        return [(held.renew_at, name) for name, held in self._held.items() if held.renew_at is not None]
 
     async def _obtain(self, asked: Credential) -> _Held:
         means = self._tenure.means
@@ -134,8 +152,15 @@ class Credentials:
         now, part = asyncio.get_running_loop().time(), means.rng.uniform(0.9, 1.0) * RENEW_AT
         return _Held(asked, got.secret, now + got.lasts_s * part, now + got.lasts_s)
 
-    async def _renew(self, name: str, runtime: Runtime) -> None:
-        held = self._held[name]
+    async def _renew(self, name: str) -> None:
+        async with self._giving:
+            held, now = self._held.get(name), asyncio.get_running_loop().time()
+            if held is not None and held.renew_at is not None and held.renew_at <= now:  # nor given while we waited
+                await self._make_anew(name, held)
+
+    async def _make_anew(self, name: str, held: _Held) -> None:
+        runtime = self._tenure.runtime
+        assert runtime is not None, "provisioned before the loop was opened"
         try:
             fresh = await self._obtain(held.asked)
             values = {**self.values, name: fresh.secret.reveal()}

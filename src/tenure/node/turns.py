@@ -61,12 +61,12 @@ class Turns:
         :raises OwnershipLostError: the tenure is over and cannot be released.
         """
         tenure = self._tenure
-        kept = [tenure.means.tasks.supervise(c.keep, "credentials", 1.0) for c in [tenure.credentials] if c.run_out]
+        tenure.credentials.tend()
         try:
             return await self._run()
         finally:
             turn = [self._task] if self._task is not None else []
-            await self._end(*self._deltas.close(), *kept, *self._asked.values(), *turn)
+            await self._end(*self._deltas.close(), *tenure.credentials.keepers, *self._asked.values(), *turn)
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:
         self._tenure.strays.update(tasks)  # at once: this wait may itself be cancelled
@@ -139,7 +139,6 @@ class Turns:
             first = tenure.fold.queue[0]
             if first.seq in self._asking():
                 return  # steered into a turn that has ended meanwhile: the loop may take it yet
-            tenure.credentials.insist()
             await tenure.credentials.follow_settings()
             name = turn_id(first.seq, tenure.fold.generation)
             trace = self._trace(name, 1, (first.seq,))
