@@ -140,6 +140,5 @@ def _small_disk(place: Path) -> Iterator[None]:
 BACKINGS: dict[str, type[Backing]] = {one.name: one for one in (SqliteBacking, RedisBacking, PostgresBacking)}
 LONG = "TENURE_CHAOS_SECONDS" in os.environ
 """`make chaos`: everything on every store; otherwise the stores share what takes long."""
-_USUAL = BACKINGS if LONG else ("sqlite", "redis")
-CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(_USUAL)).split(",") if name]
-"""The stores of this run: those that are named; else all in `make chaos`, and two of them in `make test`."""
+CHOSEN = [name for name in os.environ.get("TENURE_CHAOS_STORE", ",".join(BACKINGS)).split(",") if name]
+"""The stores of this run: those that are named, else all."""

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,9 +57,17 @@ def numbers(printed: str, row: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", line.removeprefix(row))]
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
-def test_the_quick_demo_keeps_every_promise_on_a_store_of_its_own(tmp_path: Path, store: str):
-    with a_demo(tmp_path, "--quick", *(["--store", store] if store != "sqlite" else [])) as demo:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """PostgreSQL does not run as root, and nobody else may enter pytest's own folders."""
+    with tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "postgres"])
+def test_the_quick_demo_keeps_every_promise_on_a_store_of_its_own(open_folder: Path, store: str):
+    with a_demo(open_folder, "--quick", *(["--store", store] if store != "sqlite" else [])) as demo:
         printed, _ = demo.communicate(timeout=PATIENCE_S)
     print(printed)
     assert demo.returncode == 0
@@ -73,8 +82,8 @@ def test_the_quick_demo_keeps_every_promise_on_a_store_of_its_own(tmp_path: Path
         assert re.search(rf"^{kind} +c\d\d +n\d → n\d", printed, re.MULTILINE), (
             f"no takeover of an owner that was {kind}"
         )
-    assert left_behind(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert left_behind(open_folder) == []
+    assert list(open_folder.iterdir()) == []
 
 
 def test_another_agent(tmp_path: Path):
