@@ -1,11 +1,14 @@
 """A connection pooler in a hundred lines, as PgBouncer stands between clients and PostgreSQL.
 
 In mode ``transaction`` a client has a server only while its transaction lasts, and the server that was used last is lent out
-first; in mode ``session`` for as long as it is connected. It speaks plain TCP and trusts everybody.
+first; with ``in_turn`` (PgBouncer's ``server_round_robin``) the one that was idle for longest. In mode ``statement`` there are
+no transactions of several statements; in mode ``session`` a client has its server for as long as it is connected. It speaks
+plain TCP and trusts everybody.
 """
 
 import asyncio
 import struct
+from collections import deque
 from contextlib import suppress
 from typing import Self
 
@@ -20,6 +23,11 @@ async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return kind, head + await reader.readexactly(length - 4)
 
 
+def _error(state: bytes, text: bytes) -> bytes:
+    fields = b"SFATAL\0C" + state + b"\0M" + text + b"\0\0"
+    return b"E" + struct.pack("!I", 4 + len(fields)) + fields
+
+
 class Server:
     """A connection to PostgreSQL, logged in."""
 
@@ -30,11 +38,12 @@ class Server:
 class Pooler:
     """``async with Pooler(port) as pooler``: clients connect to `pooler.port`."""
 
-    def __init__(self, server_port: int, mode: str = "transaction") -> None:
+    def __init__(self, server_port: int, mode: str = "transaction", *, in_turn: bool = False) -> None:
         self.port = 0
         self._server_port = server_port
         self._mode = mode
-        self._idle: list[Server] = []
+        self._in_turn = in_turn
+        self._idle: deque[Server] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -62,8 +71,11 @@ class Pooler:
                     asked = await _message(reader)
                     if asked[0] == b"X":
                         break
+                    if self._mode == "statement" and asked[1][5:].upper().startswith(b"BEGIN"):
+                        writer.write(_error(b"08P01", b"transaction blocks not allowed in statement pooling mode"))
+                        break
                     server = server or await self._lend(greeting)
-                    if await self._pass(server, asked, reader, writer) and self._mode == "transaction":
+                    if await self._pass(server, asked, reader, writer) and self._mode != "session":
                         self._idle.append(server)
                         server = None
         finally:
@@ -89,7 +101,7 @@ class Pooler:
 
     async def _lend(self, greeting: bytes) -> Server:
         if self._idle:
-            return self._idle.pop()
+            return self._idle.popleft() if self._in_turn else self._idle.pop()
         reader, writer = await asyncio.open_connection("127.0.0.1", self._server_port)
         writer.write(greeting)
         while (await _message(reader))[0] != b"Z":

@@ -4,9 +4,11 @@ import asyncio
 import shutil
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import postgres_servers
+import psycopg
 import pytest
 from postgres_pooler import Pooler
 
@@ -125,10 +127,26 @@ async def test_a_server_without_fsync_a_standby_and_another_encoding_are_refused
 # poolers
 
 
-async def test_transaction_pooling_is_refused_with_the_remedy(server: PostgresServer):
-    async with Pooler(server.port) as pooler:
+@pytest.mark.parametrize("idle", range(5))
+@pytest.mark.parametrize("in_turn", [False, True])
+async def test_transaction_pooling_is_refused_with_the_remedy(server: PostgresServer, in_turn: bool, idle: int):
+    """Whichever server it lends out next, and however many it has: chance brings the same one back now and then."""
+    async with Pooler(server.port, in_turn=in_turn) as pooler:
         url = server.url(schema=postgres_servers.schema()).replace(f":{server.port}/", f":{pooler.port}/")
+        async with AsyncExitStack() as clients:
+            for _ in range(idle):
+                client = await psycopg.AsyncConnection.connect(url.partition("?")[0], autocommit=True)
+                await client.execute("BEGIN")
+                clients.push_async_callback(client.close)
+                clients.push_async_callback(client.rollback)
         with pytest.raises(StoreUnfitError, match=r"pool_mode = transaction.*connect to PostgreSQL itself"):
+            await PostgresStore(url).__aenter__()
+
+
+async def test_statement_pooling_is_refused_with_the_remedy(server: PostgresServer):
+    async with Pooler(server.port, mode="statement") as pooler:
+        url = server.url(schema=postgres_servers.schema()).replace(f":{server.port}/", f":{pooler.port}/")
+        with pytest.raises(StoreUnfitError, match=r"by statement.*connect to PostgreSQL itself"):
             await PostgresStore(url).__aenter__()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tenure.abc import Verdict, broken, fine, risky
 from tenure.errors import StoreUnavailableError, StoreUnfitError
-from tenure.stores.postgres.link import Link, Statement
+from tenure.stores.postgres.link import Link, RejectedError, Statement
 from tenure.stores.postgres.schema import OLDEST_SERVER
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from tenure.abc import Finding
     from tenure.stores.postgres.address import Address
+
+ASKED = 3
+"""How often a session behind a pooler is asked whether it is still the same."""
 
 _LOOK = """
 SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), current_setting('fsync'),
@@ -104,29 +107,40 @@ def _replication(standbys: int, sync_standbys: str, behind: int | None) -> Itera
 async def refuse_transaction_pooling(link: Link, address: Address) -> None:
     """Behind a pooler: see that a session stays a session.
 
-    A setting is left in the session of `link`; then another connection holds a transaction open, for which a pooler in
-    transaction mode lends out the very server that our session had, or has none left.
+    A setting is left in the session of `link`, which then asks again and again where it is: a pooler in transaction mode that
+    lends its servers out in turn has another one for it, unless it has but one. So meanwhile another connection holds a
+    transaction open, which gets that one, or whichever was used last. A pooler by statement refuses that transaction.
 
     :raises StoreUnfitError: the session did not stay.
     """
-    mark = secrets.token_hex(8)
-    await link.run(Statement("SELECT set_config('tenure.session', %s, false)", (mark,)))
-    stays = False
     try:
-        other = await Link.connect(address, "pg_catalog")
-        try:
-            await other.script("BEGIN")
-            await asyncio.wait_for(other.run(Statement("SELECT 1")), address.timeout_s)
-            ((seen,),) = (await link.run(Statement("SELECT current_setting('tenure.session', true)")))[0]
-            stays = seen == mark
-            await other.script("ROLLBACK")
-        finally:
-            await other.close()
-    except (StoreUnavailableError, TimeoutError):
+        stays = await _stays(link, address)
+    except (StoreUnavailableError, RejectedError, TimeoutError):
         stays = False
     if not stays:
         raise StoreUnfitError(
             f"between us and {address} stands a pooler that lends out servers by transaction (PgBouncer's pool_mode = "
-            "transaction): time-outs, prepared statements and LISTEN need a session; connect to PostgreSQL itself (a node "
+            "transaction) or by statement: time-outs, prepared statements and LISTEN need a session; connect to PostgreSQL itself (a node "
             "takes a small, fixed number of connections), or through a pool with pool_mode = session"
         )
+
+
+async def _stays(link: Link, address: Address) -> bool:
+    mark = secrets.token_hex(8)
+    await link.run(Statement("SELECT set_config('tenure.session', %s, false)", (mark,)))
+    seen = [await _session(link) for _ in range(ASKED)]
+    other = await Link.connect(address, "pg_catalog")
+    try:
+        await other.script("BEGIN")
+        await asyncio.wait_for(other.run(Statement("SELECT 1")), address.timeout_s)
+        seen += [await _session(link) for _ in range(ASKED)]
+        await other.script("ROLLBACK")
+    finally:
+        await other.close()
+    return set(seen) == {(seen[0][0], mark)}
+
+
+async def _session(link: Link) -> tuple[int, str | None]:
+    """Which server's it is, and the mark in it."""
+    ((pid, mark),) = (await link.run(Statement("SELECT pg_backend_pid(), current_setting('tenure.session', true)")))[0]
+    return pid, mark
