@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import redis_servers
 from redis_servers import eventually
 
+import tenure
+from tenure import facts
 from tenure.abc import (
     Alive,
     Appended,
     Buried,
+    Claim,
+    Claimed,
     Dead,
     Death,
     Duplicate,
@@ -31,11 +36,13 @@ from tenure.abc import (
     Topic,
     Unknown,
 )
-from tenure.conversation import TurnState
+from tenure.config import Config
+from tenure.conversation import Fold, TurnState, fold
 from tenure.errors import StoreError, StoreUnavailableError
-from tenure.journal import read_body
+from tenure.journal import Event, read_body
 from tenure.lease import new_incarnation
 from tenure.stores.redis import RedisStore, rebuild
+from tenure.testing.provider import FaultyProvider, Machine
 from tenure.testing.servers import Console, RedisServer, until
 from tenure.testing.store_suite import Stage
 from tenure.testing.store_suite.stage import AGENT, CREATION, OPEN, Writer, awaited, expect, message, note
@@ -301,6 +308,90 @@ async def test_a_lease_does_not_live_longer_when_the_clock_is_set_back(server: R
     assert alive.expires_in_s <= SHORT_S
     await expired(stage, me)
     assert await stage.store.bury(me, Death.EXPIRED) == Buried()
+
+
+# nodes that find their server again after longer than the ttl
+
+
+class Resuming:
+    """Nodes of one server, the turns that they run, and each claim that they try."""
+
+    TTL_S = 1.5
+
+    def __init__(self, url: str) -> None:
+        self.going_on = asyncio.Event()
+        """Until then every turn waits in its middle."""
+        self.waiting = 0
+        self.tried: list[Claim] = []
+        self.nodes = [self._node(url, f"n{number}") for number in range(3)]
+
+    def _node(self, url: str, name: str) -> tenure.Node:
+        config = Config(node=name, ttl_s=self.TTL_S, sweep_s=0.3, lost_limit=100, witness=False)
+        provider = FaultyProvider(Machine())
+        node = tenure.Node(url, {"agent": self._turn}, provider=provider, config=config)
+        claim_all = node.store.claim_all
+
+        async def seen(claims: Sequence[Claim]) -> Sequence[Claimed]:
+            self.tried += claims
+            return await claim_all(claims)
+
+        node.store.claim_all = seen
+        return node
+
+    async def _turn(self, turn: Any) -> None:
+        self.waiting += 1
+        await self.going_on.wait()
+        await turn.emit("reply", {"to": turn.messages[-1].seq})
+
+
+async def test_nodes_come_back_after_longer_than_the_ttl_without_a_storm(server: RedisServer):
+    """Every incarnation is dead at once, and its successor claims what is left: who is late tries each epoch once, in vain."""
+    names = [f"c{number}" for number in range(30)]
+    async with AsyncExitStack() as stack:
+        cluster = Resuming(server.url())
+        nodes = [await stack.enter_async_context(node) for node in cluster.nodes]
+        for number, name in enumerate(names):
+            node = nodes[number % len(nodes)]
+            await node.maybe_start_agent_loop(name, {})
+            await node.send(name, "go on when the store is back", key="k")
+        await _until(lambda: cluster.waiting >= len(names))
+        before = {node.incarnation for node in nodes}
+        given_up = [asyncio.ensure_future(node.facts.until(facts.GaveUp)) for node in nodes]
+        server.kill()
+        await asyncio.gather(*given_up)
+        await asyncio.to_thread(later_than, cluster.TTL_S)
+        cluster.tried.clear()
+        cluster.going_on.set()
+        await asyncio.to_thread(server.start)
+        await _until(lambda: all(node.present and node.present.trusts() for node in nodes))
+        assert not before & {node.incarnation for node in nodes}, "each registers anew"
+        for name in names:
+            async with asyncio.timeout(60):
+                _ = [event async for event in nodes[0].events(name, until="turn_completed")]
+        journals = {name: [event async for event in _whole(nodes[0], name)] for name in names}
+        granted = 0
+        for name, events in journals.items():
+            claims = [event.epoch for event in events if event.kind == "claimed"]
+            assert claims == sorted(set(claims)) and len(claims) >= 2, f"{name}: {claims}"
+            assert [e.body["to"] for e in events if e.kind == "reply"] == [m.seq for m in events if m.kind == "message"]
+            assert fold(Fold(), events).turn is None
+            granted += len(claims) - 1
+        tried = {(claim.incarnation, claim.conversation, claim.expected_epoch) for claim in cluster.tried}
+        tokens = {claim.token for claim in cluster.tried}
+        assert len(tokens) == len(tried), "nobody tries an epoch twice, but to repeat what was not answered"
+        assert granted <= len(tried) <= len(nodes) * granted
+
+
+async def _until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def _whole(node: tenure.Node, conversation: str) -> AsyncIterator[Event]:
+    reading = expect(Reading, await node.store.read(conversation))
+    for event in reading.events:
+        yield event
 
 
 # a server that was wiped
