@@ -1,20 +1,28 @@
 """The benchmark runs, and says what it found: in tiny amounts, and without a word about any time."""
 
+import asyncio
+import dataclasses
 import importlib
 import json
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tenure.cli.bench import page, results
+from tenure.cli.bench import page, results, running
+from tenure.cli.bench.plots import svg
 from tenure.cli.bench.results import Bound, Curve, Figure, Row
-from tenure.cli.bench.running import Asked, chosen, keep, run
-from tenure.cli.bench.sampling import in_turn
+from tenure.cli.bench.rows import claims
+from tenure.cli.bench.rows.rolling import hand_overs
+from tenure.cli.bench.running import Asked, chosen, keep, run, share_s
+from tenure.cli.bench.sampling import in_turn, upper
 from tenure.cli.bench.stage import TINY
 from tenure.cli.bench.targets import TARGETS
 from tenure.cli.tree import tree
+from tenure.clock import Instant
 from tenure.errors import InvalidInputError
+from tenure.journal import Event, Seq
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 RUN = {
@@ -109,3 +117,103 @@ def test_a_store_that_is_not_measured_is_refused():
     said = CliRunner().invoke(tree, ["bench", "--store", "gopher://x", "--only", "append"])
     assert said.exit_code == 2, said.output
     assert "gopher" in said.output
+
+
+@pytest.mark.blocking_ok  # a command is no node
+async def test_a_run_whose_time_is_over_ends_and_says_what_it_left_out(tmp_path: Path):
+    over = dataclasses.replace(TINY, total_s=0.0)
+    said: list[str] = []
+    asked = Asked(f"sqlite:///{tmp_path}/mine.db", over, ("claims", "append"), tmp_path / "out", "tenure bench")
+    assert await run(asked, said.append) == {}
+    assert sum("not measured: " in line and "not done within 0 s" in line for line in said) == 2, said
+
+
+def test_rows_share_a_runs_time_and_leave_what_they_do_not_use():
+    asked = Asked(None, dataclasses.replace(TINY, total_s=100.0, limit_s=80.0), (), None, "tenure bench")
+    now = time.monotonic()
+    assert share_s(asked, now, "heartbeat", ["message", "append"]) == pytest.approx(25.0, abs=1.0), (
+        "append counts twice"
+    )
+    assert share_s(asked, now - 50, "message", ["append"]) == pytest.approx(50 / 3, abs=1.0)
+    assert share_s(asked, now, "append", []) == 80.0, "no row may take longer"
+    assert share_s(asked, now - 200, "append", []) == 0.0
+
+
+@pytest.mark.blocking_ok  # a command is no node
+async def test_a_row_that_its_amounts_leave_out_is_measured_only_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without = dataclasses.replace(TINY, left_out={"heartbeat": "takes too long"}, total_s=0.0)
+    said: list[str] = []
+    monkeypatch.setattr(running, "chosen", lambda only: only or ("heartbeat", "claims"))
+    await run(Asked(f"sqlite:///{tmp_path}/mine.db", without, (), tmp_path, "tenure bench"), said.append)
+    assert any("takes too long" in line for line in said), said
+    assert "takes too long" in (tmp_path / page.PAGE_FILE).read_text()
+    said.clear()
+    await run(Asked(f"sqlite:///{tmp_path}/mine.db", without, ("heartbeat",), None, "tenure bench"), said.append)
+    assert not any("takes too long" in line for line in said), said
+
+
+@pytest.mark.blocking_ok  # it keeps a page
+async def test_a_row_that_is_cut_keeps_what_was_measured_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def measure(stage: object, row: Row) -> None:
+        row.figures.append(Figure.of("ours", "ours", "per s", [1.0]))
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(claims, "measure", measure)
+    cut = dataclasses.replace(TINY, limit_s=0.1)
+    found = await run(Asked(f"sqlite:///{tmp_path}/mine.db", cut, ("claims",), None, "tenure bench"), lambda _: None)
+    assert [figure.name for figure in found["claims"].figures] == ["ours"]
+    assert found["claims"].missing["what is not here"] == "not done within 0 s"
+    assert found["claims"].run["whole_s"] >= found["claims"].run["seconds"] > 0
+
+
+def test_ours_stands_beside_each_peer():
+    one = Row("claims", [Figure.of("ours", "ours", "per s", [10.0])])
+    one.figures += [Figure.of(name, "peer", "per s", [value]) for name, value in (("peer: a", 5.0), ("peer: b", 20.0))]
+    one.ahead("ours", ["peer: a", "peer: b", "peer: not installed"])
+    assert [(figure.ratio, figure.beside) for figure in one.figures] == [(None, ""), (2.0, "ours"), (0.5, "ours")]
+    assert [(bound.found, bound.met) for bound in one.bounds] == [("2.00 × a; 0.50 × b", False)]
+    one.ahead("ours", ["peer: b"], less=True)
+    assert one.bounds[-1].met is True
+    one.ahead("ours", [])
+    assert len(one.bounds) == 2, "beside nobody, nothing is judged"
+
+
+def test_a_quantile_of_few_is_not_called_a_percentile():
+    assert upper([1.0, 3.0, 2.0]) == "at most 3 ms of 3"
+    assert upper([float(n) for n in range(200)]) == "p99 197 ms of 200"
+
+
+async def test_what_warms_up_is_not_counted():
+    values = iter(range(9))
+
+    async def one() -> float:
+        return float(next(values))
+
+    assert await in_turn(2, {"a": one, "b": one}, warm=2) == {"a": [4.0, 7.0], "b": [5.0, 6.0]}
+
+
+def test_a_hand_over_is_told_by_its_parts():
+    def event(seq: int, kind: str, at: float, turn: str | None = None) -> Event:
+        return Event(Seq(seq), None, kind, Instant(at), {}, turn)
+
+    journal = [
+        event(1, "turn_started", 10.0, "t1"), event(2, "call_finished", 10.2, "t1"), event(3, "released", 10.3),
+        event(4, "claimed", 10.35), event(5, "runtime_ready", 10.45), event(6, "loop_started", 10.46),
+        event(7, "call_started", 10.48, "t1"), event(8, "turn_completed", 10.7, "t1"), event(9, "released", 11.0),
+        event(10, "claimed", 12.0), event(11, "turn_started", 12.1, "t2"),
+    ]  # fmt: skip
+    [over] = hand_overs(journal, {7: 10.5, 11: 12.2})
+    assert [round(took) for took in over.parts.values()] == [100, 50, 100, 10, 20, 20]
+    assert hand_overs(journal, {}) == [], "what no viewer saw has no end"
+
+
+def test_a_plot_of_decades_has_a_logarithmic_axis_and_can_be_read_in_the_dark():
+    wide = svg(Curve("x.svg", "Wide", "conversations", "seconds", {"ours": [(10, 0.01), (1000, 5.0)]}), "when and what")
+    assert "seconds (logarithmic)" in wide
+    assert all(f">{tick}<" in wide for tick in ("0.01", "0.1", "1", "10"))
+    assert "prefers-color-scheme:dark" in wide
+    flat = svg(Curve("x.svg", "Flat", "conversations", "seconds", {"ours": [(10, 4.0), (1000, 5.0)]}), "when and what")
+    assert "seconds (logarithmic)" not in flat
+    assert ">0<" in flat, "its axis begins at nothing"

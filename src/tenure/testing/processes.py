@@ -63,6 +63,7 @@ def free_port() -> int:
 class NodeProcess:
     """One ``tenure serve``. Started again, it keeps name, port and folder, and becomes a new incarnation.
 
+    :param store: its URL, empty if `environ` has it (``TENURE_STORE``): a password stays out of the list of processes.
     :param options: further options of ``tenure serve``, e.g. ``["--ttl-s", "2"]``.
     :param host: where it is reached; beyond the loopback, say so in the options as well.
     :param prefix: words before its command, e.g. of a network namespace. They must become its process.
@@ -90,7 +91,8 @@ class NodeProcess:
         self._out_file = folder / f"{name}.out"
         self._cwd = cwd
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("TENURE_")} | dict(environ or {})
-        self._command = [*prefix, sys.executable, "-m", "tenure", "serve", "--store", store, "--node", name]
+        self._command = [*prefix, sys.executable, "-m", "tenure", "serve", *(["--store", store] if store else [])]
+        self._command += ["--node", name]
         self._command += [part for agent in agents for part in ("--agent", agent)]
         self._command += options
         self._child: subprocess.Popen[bytes] | None = None

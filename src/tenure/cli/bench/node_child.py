@@ -1,6 +1,6 @@
 """A node in a process of its own, for measurements: it tells its parent what happened to it, and when.
 
-Started by :mod:`tenure.cli.bench.nodes`. Standard output carries one JSON list per line, ``[fact, seconds, conversation]``, in
+Started by :mod:`tenure.cli.bench.nodes`, with the store's URL in the environment (it may hold a password). Standard output carries one JSON list per line, ``[fact, seconds, conversation]``, in
 which the seconds are those of ``CLOCK_MONOTONIC``: one clock for all processes of a machine. ``ready`` comes first.
 It ends when its standard input does.
 """
@@ -10,18 +10,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import json
+import os
 import sys
 import time
+import tracemalloc
+from collections import Counter
 from typing import TYPE_CHECKING, final
 
 from tenure import facts
 from tenure.abc import RuntimeProvider, RuntimeSpec, Submit
+from tenure.cli.bench.sampling import Profile, short
 from tenure.cli.bench.stage import message
 from tenure.cli.collecting import collect_seldom
 from tenure.config import Config
-from tenure.embed import Node
+from tenure.loops import function_loop
+from tenure.node import Node
 from tenure.runtimes import open_provider
+from tenure.stores import open_store
+from tenure.vault import Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +37,10 @@ if TYPE_CHECKING:
     from tenure.abc import Ran, Runtime
     from tenure.loops.function.turn import FunctionTurn
 
+STORE = "TENURE_BENCH_STORE"
 TOLD: Mapping[str, type[facts.Fact]] = {
     "claimed": facts.Claimed,
+    "provisioned": facts.Provisioned,
     "live": facts.Live,
     "read": facts.Read,
     "turn": facts.TurnEnded,
@@ -133,8 +143,9 @@ class Teller:
 
 async def obey(node: Node, teller: Teller, pulse: Pulse) -> None:
     """What the parent asks on standard input: ``pulse`` tells the worst stall and begins anew, ``collect`` frees memory,
-    ``send CONVERSATION KEY`` submits a message as if it had come here."""
-    reader = asyncio.StreamReader()
+    ``send CONVERSATION KEY`` submits a message as if it had come here; ``profile`` looks where the time goes until ``profiled``,
+    ``trace`` where memory goes until ``traced``: both make it slower meanwhile."""
+    reader, profile = asyncio.StreamReader(), Profile()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().strip():
         if line == "pulse":
@@ -146,11 +157,36 @@ async def obey(node: Node, teller: Teller, pulse: Pulse) -> None:
         elif line == "collect":
             gc.collect()
             teller.say("collected")
+        elif line == "profile":
+            teller.say("profiling")
+            profile.start()
+        elif line == "profiled":
+            teller.say("profiled", json.dumps(profile.stop()))
+        elif line == "trace":
+            gc.collect()
+            tracemalloc.start()
+            teller.say("tracing")
+        elif line == "traced":
+            teller.say("traced", json.dumps(memory_since()))
+
+
+def memory_since() -> dict[str, int]:
+    """Bytes that were taken since the tracing began and are still held, by the file that took them."""
+    gc.collect()
+    taken = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    found: Counter[str] = Counter()
+    for one in taken.statistics("filename"):
+        found[short(one.traceback[0].filename)] += one.size
+    return found
 
 
 async def run(given: argparse.Namespace) -> None:
+    url = os.environ.pop(STORE)
+    if given.whole:
+        importlib.import_module("tenure.embed")
     config = Config(
-        store=given.store,
+        store=url,
         node=given.node,
         capacity=given.capacity,
         idle_s=given.idle_s,
@@ -162,7 +198,8 @@ async def run(given: argparse.Namespace) -> None:
         NoRuntimes() if given.runtime == "none" else open_provider(given.runtime, root=given.workspaces, token="")
     )
     teller, pulse = Teller(given.tell.split(",") if given.tell else []), Pulse()
-    node = Node(given.store, {"bench": answer}, config=config, provider=provider)
+    loops = {"bench": function_loop(answer, config)}
+    node = Node(open_store(url), loops, provider=provider, config=config, keys=Keys.load({}, None))
     node.facts.listen(teller.hear)
     async with node:
         collect_seldom()
@@ -174,8 +211,8 @@ async def run(given: argparse.Namespace) -> None:
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", required=True)
     parser.add_argument("--node", default="bench")
+    parser.add_argument("--whole", action="store_true", help="with all that `tenure serve` loads")
     parser.add_argument("--capacity", type=int, default=1000)
     parser.add_argument("--idle-s", type=float, default=3600)
     parser.add_argument("--ttl-s", type=float, default=3.0)

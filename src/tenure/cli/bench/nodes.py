@@ -12,10 +12,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from tenure.cli.bench.node_child import STORE
 from tenure.cli.bench.sampling import MeasureFailedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from tenure.cli.bench.sampling import Shares
 
 PATIENCE_S = 120.0
 END_S = 60.0
@@ -91,6 +94,21 @@ class ChildNode:
         """The longest that its event loop was held up since this was last asked."""
         return float(await self.ask("pulse", "pulse"))
 
+    @asynccontextmanager
+    async def profiled(self, found: Shares) -> AsyncGenerator[None]:
+        """Where its event loop's thread spends its time while the block runs; `found` has it afterwards."""
+        await self.ask("profile", "profiling")
+        yield
+        found[:] = [(where, part) for where, part in json.loads(await self.ask("profiled", "profiled"))]
+
+    async def trace(self) -> None:
+        """From now on it remembers what took memory."""
+        await self.ask("trace", "tracing")
+
+    async def traced(self) -> dict[str, int]:
+        """Bytes that it has taken since and still holds, by file."""
+        return dict(json.loads(await self.ask("traced", "traced")))
+
     def kill(self) -> float:
         """``kill -9``; when, in monotonic seconds."""
         at = time.monotonic()
@@ -121,14 +139,17 @@ async def child_node(store: str, *, kill: bool = False, **options: object) -> As
         flag = f"--{name.replace('_', '-')}"
         words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tenure.cli.bench.node_child", "--store", store, *words,
+        sys.executable, "-m", "tenure.cli.bench.node_child", *words,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 24,
-        env={k: v for k, v in os.environ.items() if not k.startswith("TENURE_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("TENURE_")} | {STORE: store},
     )  # fmt: skip
     node = ChildNode(process)
     try:
         await node.until(lambda: "ready" in node.told, "it was ready")
         yield node
+    except BaseException:
+        kill = True  # nobody waits for it to leave when the time is up
+        raise
     finally:
         if kill and process.returncode is None:
             process.kill()

@@ -75,16 +75,17 @@ def _section(target: Target, row: Row, tried: str) -> str:
     parts = [
         f"\n## {target.number} · {target.measurement}\n\n",
         _run(row.run),
-        "| demand | found | met |\n|---|---|---|\n",
-        *(_bound(bound) for bound in row.bounds),
-        "\n| | | median | low … high | n | ours to it |\n|---|---|---:|---:|---:|---:|\n",
-        *(_figure(figure) for figure in row.figures),
     ]
+    if row.bounds:
+        parts += ["| demand | found | met |\n|---|---|---|\n", *(_bound(bound) for bound in row.bounds), "\n"]
+    if row.figures:
+        parts.append("| | | median | low … high | n | ours to it |\n|---|---|---:|---:|---:|---:|\n")
+        parts += [_figure(figure) for figure in row.figures]
     parts += [f"\n![{curve.title}]({curve.file})\n" for curve in row.curves]
     if row.missing:
         parts.append("\nNot measured: " + "; ".join(f"{what} ({why})" for what, why in row.missing.items()) + ".\n")
     for what, places in row.profiles.items():
-        parts.append(f"\nWhere this process spends its time in `{what}` (profiled, own time):\n\n")
+        parts.append(f"\nWhere it goes: {what}:\n\n")
         parts += [f"- {part:.0%} `{where}`\n" for where, part in places]
     if tried:
         parts.append(f"\n### What was tried\n\n{tried.strip()}\n")
@@ -92,8 +93,11 @@ def _section(target: Target, row: Row, tried: str) -> str:
 
 
 def _run(run: Mapping[str, Any]) -> str:
+    if not run:
+        return ""
+    whole = f" of a run of {run['whole_s']:.0f} s" if "whole_s" in run else ""
     return (
-        f"`{run['command']}`, {run['date']}, {run['amount']} amounts, {run['seconds']:.0f} s, "
+        f"`{run['command']}`, {run['date']}, {run['amount']} amounts, {run['seconds']:.0f} s{whole}, "
         f"load average {run['load'][0]:.1f} → {run['load'][1]:.1f} on {run['cores']} cores; {_versions(run)}.\n\n"
     )
 

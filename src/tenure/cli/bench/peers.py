@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 
     from tenure.cli.bench.sampling import Contestant
 
-PACKAGES = (
-    "redis",
-    "python-redis-lock",
-    "tooz",
-    "dbos",
-    "langgraph-checkpoint-postgres",
-    "langgraph-checkpoint-sqlite",
-    "openhands-agent-server",
-    "openhands-sdk",
-)
+PACKAGES = {
+    "redis-py": "redis",
+    "python-redis-lock": "python-redis-lock",
+    "tooz": "tooz",
+    "dbos": "dbos",
+    "langgraph-checkpoint-postgres": "langgraph-checkpoint-postgres",
+    "langgraph-checkpoint-sqlite": "langgraph-checkpoint-sqlite",
+    "openhands-agent-server": "openhands-agent-server",
+    "openhands-sdk": "openhands-sdk",
+}
+"""By the name that the page shows: a server called Redis has a version as well."""
 LOCK_S = 30
 TASKS = 50
 
@@ -37,9 +38,9 @@ TASKS = 50
 def versions() -> dict[str, str]:
     """Of those that are installed."""
     found: dict[str, str] = {}
-    for package in PACKAGES:
+    for name, package in PACKAGES.items():
         try:
-            found[package] = version(package)
+            found[name] = version(package)
         except PackageNotFoundError:
             continue
     return found

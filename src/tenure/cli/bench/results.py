@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
-from tenure.cli.bench.sampling import median, quantile
+from tenure.cli.bench.sampling import Shares, median, quantile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ DATA_FILE = "results.json"
 class Figure:
     """One measured quantity: the middle of `samples` values, and between which they lie.
 
-    `ratio` is ours to what `beside` names, both measured in turn in the same run.
+    `ratio` is of ours to the other one, measured in turn in the same run: on the line of ours `beside` names the other, on that
+    of a peer it names ours.
     """
 
     name: str
@@ -77,8 +78,8 @@ class Row:
     figures: list[Figure] = field(default_factory=list["Figure"])
     bounds: list[Bound] = field(default_factory=list["Bound"])
     curves: list[Curve] = field(default_factory=list["Curve"])
-    profiles: dict[str, list[tuple[str, float]]] = field(default_factory=dict[str, "list[tuple[str, float]]"])
-    """Where this process spent its time, by what it did: functions and their share."""
+    profiles: dict[str, Shares] = field(default_factory=dict[str, "Shares"])
+    """Where time or memory goes, by what was looked at: its parts and their share."""
     missing: dict[str, str] = field(default_factory=dict[str, str])
     """What was not measured, and why."""
     run: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -91,6 +92,19 @@ class Row:
             at = self.figures.index(found[ours])
             ratio = found[ours].middle / found[theirs].middle
             self.figures[at] = replace(found[ours], ratio=ratio, beside=theirs)
+
+    def ahead(self, ours: str, peers: Sequence[str], *, less: bool = False) -> None:
+        """Ours beside each of the peers that was measured, and whether it is ahead of all of them. `less`: less is better."""
+        found = {figure.name: figure for figure in self.figures}
+        there = [name for name in peers if name in found and found[name].middle]
+        if ours not in found or not there:
+            return
+        ratios = {name: found[ours].middle / found[name].middle for name in there}
+        for name, ratio in ratios.items():
+            self.figures[self.figures.index(found[name])] = replace(found[name], ratio=ratio, beside=ours)
+        met = all(ratio < 1 if less else ratio > 1 for ratio in ratios.values())
+        told = "; ".join(f"{ratio:.2f} × {name.removeprefix('peer: ')}" for name, ratio in ratios.items())
+        self.bounds.append(Bound(f"{ours}: {'less than' if less else 'ahead of'} every peer", told, met))
 
     def middle(self, name: str) -> float:
         """The middle of the figure of that name."""

@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, final
 
 from tenure.cli.bench import page, peers, results
 from tenure.cli.bench.places import places
-from tenure.cli.bench.sampling import MeasureFailedError
-from tenure.cli.bench.stage import Amount, Stage
+from tenure.cli.bench.results import Row
+from tenure.cli.bench.stage import FAILURES, Amount, Stage
 from tenure.cli.bench.targets import BY_KEY, TARGETS
 from tenure.clock import SystemClock
-from tenure.errors import InvalidInputError, TenureError
+from tenure.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
-    from tenure.cli.bench.results import Row
 
-
+WEIGHTS = {"claims": 1.5, "takeover": 3.5, "idle": 3.0, "append": 2.0, "rolling": 3.0, "startup": 1.5, "openhands": 3.0}
+"""How much of a run's time a row is given, where it is limited: one part, or so many."""
+WHOLE = ("redis-py", "python-redis-lock")
+"""Packages whose first word would name something else."""
 PARTS = 0.8
 """The share of a row's time in which its parts are done: what hangs is given up while there is time to say so."""
 
@@ -60,23 +62,55 @@ def chosen(only: Sequence[str]) -> tuple[str, ...]:
 async def run(asked: Asked, say: Callable[[str], None]) -> dict[str, Row]:
     """Measure; what a measurement could not do is said, and the others go on. The rows that were measured now."""
     found: dict[str, Row] = {}
+    began = time.monotonic()
     async with places(asked.store) as (there, missing):
         for kind, why in missing.items():
             say(f"{kind}: not measured: {why}")
-        for key in chosen(asked.only):
+        keys = list(_wanted(asked, say))
+        while keys:
+            key = keys.pop(0)
             say(f"{BY_KEY[key].number} {BY_KEY[key].measurement} …")
-            try:
-                found[key] = await _measured(asked, key, there, missing)
-            except (MeasureFailedError, TenureError, TimeoutError) as error:
-                why = str(error) or f"not done within {asked.amount.limit_s:g} s"
-                say(f"  not measured: {why}")
+            row = await _measured(asked, key, there, missing, share_s(asked, began, key, keys))
+            if not row.figures:
+                say(f"  not measured: {'; '.join(row.missing.values())}")
                 continue
-            for bound in found[key].bounds:
-                word = {True: "met", False: "NOT MET", None: "not measured"}[bound.met]
-                say(f"  {word:12} {bound.text}: {bound.found}")
+            found[key] = row
+            _tell(row, missing, say)
             if asked.folder is not None:
-                keep(asked.folder, found[key])
+                keep(asked.folder, row)
+    took = time.monotonic() - began
+    for row in found.values():
+        row.run["whole_s"] = took
+        if asked.folder is not None:
+            keep(asked.folder, row)
+    say(f"{took:.0f} s for {len(found)} rows")
     return found
+
+
+def _wanted(asked: Asked, say: Callable[[str], None]) -> tuple[str, ...]:
+    """The rows to measure; those that these amounts leave out are said, and on the page if no earlier run has them."""
+    left = {key: why for key, why in asked.amount.left_out.items() if not asked.only}
+    for key, why in left.items():
+        say(f"{BY_KEY[key].number} {BY_KEY[key].measurement}: {why}")
+        if asked.folder is not None and key not in results.load(asked.folder):
+            keep(asked.folder, Row(key, missing={"this row": why}))
+    return tuple(key for key in chosen(asked.only) if key not in left)
+
+
+def share_s(asked: Asked, began: float, key: str, behind: Sequence[str]) -> float:
+    """How long this row may take: its share of what is left for it and those behind it, and no longer than any row may."""
+    left_s = max(0.0, began + asked.amount.total_s - time.monotonic())
+    mine, others = WEIGHTS.get(key, 1.0), sum(WEIGHTS.get(other, 1.0) for other in behind)
+    return min(asked.amount.limit_s, left_s * mine / (mine + others))
+
+
+def _tell(row: Row, missing: dict[str, str], say: Callable[[str], None]) -> None:
+    for bound in row.bounds:
+        word = {True: "met", False: "NOT MET", None: "not measured"}[bound.met]
+        say(f"  {word:12} {bound.text}: {bound.found}")
+    for what, why in row.missing.items():
+        if what not in missing:
+            say(f"  left out     {what}: {why}")
 
 
 def keep(folder: Path, row: Row) -> None:
@@ -88,24 +122,25 @@ def keep(folder: Path, row: Row) -> None:
     page.write(folder, ordered)
 
 
-async def _measured(asked: Asked, key: str, there: dict[Any, Place], missing: dict[str, str]) -> Row:
+async def _measured(asked: Asked, key: str, there: dict[Any, Place], missing: dict[str, str], limit_s: float) -> Row:
+    """The row, as far as it came."""
     measure = importlib.import_module(f"tenure.cli.bench.rows.{key}").measure
     before, began = os.getloadavg()[0], time.monotonic()
-    async with asyncio.timeout(asked.amount.limit_s):
-        row: Row = await measure(Stage(there, asked.amount, began + PARTS * asked.amount.limit_s))
-    row.missing = missing | row.missing
+    row = Row(key, missing=dict(missing))
+    try:
+        async with asyncio.timeout(limit_s):
+            await measure(Stage(there, asked.amount, began + PARTS * limit_s), row)
+    except FAILURES as error:
+        row.missing["what is not here"] = str(error).partition("\n")[0] or f"not done within {limit_s:.0f} s"
     versions = {
         "tenure": version("tenure"),
         "Python": platform.python_version(),
         **{kind: place.version for kind, place in there.items()},
         **peers.versions(),
     }
-    named = " ".join(figure.name for figure in row.figures)
-    words = {"redis": "redis", "python-redis-lock": "python-redis-lock", "dbos": "DBOS", "tooz": "tooz"}
+    named = " ".join(figure.name for figure in row.figures).lower()
     shown = [
-        name
-        for name in versions
-        if name in ("tenure", "Python") or words.get(name, name.partition("-")[0]).lower() in named.lower()
+        name for name in versions if name in ("tenure", "Python") or (name if name in WHOLE else _first(name)) in named
     ]
     row.run = {
         "command": asked.command,
@@ -118,6 +153,10 @@ async def _measured(asked: Asked, key: str, there: dict[Any, Place], missing: di
         "seconds": time.monotonic() - began,
     }
     return row
+
+
+def _first(package: str) -> str:
+    return package.partition("-")[0].lower()
 
 
 def measure(asked: Asked, say: Callable[[str], None]) -> dict[str, Row]:

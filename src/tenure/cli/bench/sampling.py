@@ -6,12 +6,15 @@ import cProfile
 import math
 import pstats
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 PROFILED = 10
 """So many functions of a profile are shown."""
+P99_FROM = 20
+WAITING = "waiting for an answer or a message (epoll)"
 
 type Contestant = Callable[[], Awaitable[float]]
 
@@ -30,33 +33,81 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-async def in_turn(rounds: int, contestants: dict[str, Contestant]) -> dict[str, list[float]]:
-    """Each contestant once per round, one after the other: what else the machine does then meets all of them."""
+async def in_turn(
+    rounds: int, contestants: Mapping[str, Contestant], *, warm: int = 0, within_s: float = math.inf
+) -> dict[str, list[float]]:
+    """Each contestant once per round, one after the other: what else the machine does then meets all of them.
+
+    `warm`: so often each does its work before, and nothing is kept of it: connections are made, scripts and plans known.
+    `within_s`: when so much has passed, no other round begins; there is always one.
+    """
+    ends_at = time.monotonic() + within_s
+    for _ in range(warm):
+        for work in contestants.values():
+            await work()
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
+        if number and time.monotonic() > ends_at:
+            break
         names = list(contestants)
         for name in names if number % 2 == 0 else reversed(names):
             found[name].append(await contestants[name]())
     return found
 
 
-async def profiled(work: Callable[[], Awaitable[object]]) -> list[tuple[str, float]]:
-    """Where this process spends its time in `work`: functions and their own share of it, the largest first."""
-    profile = cProfile.Profile()
-    profile.enable()
+type Shares = list[tuple[str, float]]
+"""Parts of something and their share of it, the largest first."""
+
+
+async def profiled(work: Callable[[], Awaitable[object]]) -> Shares:
+    """Where this process spends its time in `work`: functions and their own share of it."""
+    profile = Profile()
+    profile.start()
     try:
         await work()
     finally:
-        profile.disable()
-    found = cast("dict[Any, Any]", cast("Any", pstats.Stats(profile)).stats)
-    total = sum(row[2] for row in found.values()) or 1.0
-    most = sorted(found.items(), key=lambda one: -one[1][2])[:PROFILED]
-    return [(_place(where), row[2] / total) for where, row in most]
+        found = profile.stop()
+    return found
+
+
+@final
+class Profile:
+    """Where the event loop's thread spends its time between a start and a stop: waiting for others is one of the places."""
+
+    def __init__(self) -> None:
+        self._profile = cProfile.Profile()
+
+    def start(self) -> None:
+        self._profile = cProfile.Profile()
+        self._profile.enable()
+
+    def stop(self) -> Shares:
+        self._profile.disable()
+        found = cast("dict[Any, Any]", cast("Any", pstats.Stats(self._profile)).stats)
+        return shares({_place(where): row[2] for where, row in found.items()})
+
+
+def shares(parts: Mapping[str, float]) -> Shares:
+    """The largest parts, each as its share of all of them."""
+    total = sum(parts.values()) or 1.0
+    most = sorted(parts.items(), key=lambda one: -one[1])[:PROFILED]
+    return [(what, part / total) for what, part in most if part > 0]
 
 
 def _place(where: tuple[str, int, str]) -> str:
     file, _, function = where
-    if file == "~":
-        return function.strip("<>")
-    parts = Path(file).parts
-    return f"{'/'.join(parts[-2:])}: {function}"
+    if file != "~":
+        return f"{short(file)}: {function}"
+    function = function.strip("<>")
+    return WAITING if "poll" in function and "select" in function else function
+
+
+def short(file: str) -> str:
+    """A file's name and its folder's: enough to find it."""
+    return "/".join(Path(file).parts[-2:])
+
+
+def upper(values: Sequence[float], unit: str = "ms") -> str:
+    """The 99th of a hundred, for people; of so few that it would be the last one anyway, that is what it is called."""
+    name = "p99" if len(values) >= P99_FROM else "at most"
+    return f"{name} {quantile(values, 0.99):,.0f} {unit} of {len(values)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import httpx
 
+from tenure.cli.bench import sampled
 from tenure.cli.bench.sampling import MeasureFailedError
 from tenure.testing.processes import NodeProcess, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
 STOCK = "openhands-agent-server"
@@ -63,9 +65,14 @@ class Server(Protocol):
 class Ours:
     """``tenure serve --agent openhands``."""
 
-    def __init__(self, name: str, store: str, folder: Path, http: httpx.AsyncClient) -> None:
+    def __init__(self, name: str, store: str, folder: Path, http: httpx.AsyncClient, *, looked: bool = False) -> None:
         options = ["--sweep-s", "0.5", "--workspaces", str(folder / "runtimes")]
-        self._node = NodeProcess(name, store=store, folder=folder, agents=("openhands",), options=options)
+        self._looks = folder / f"{name}.looks"
+        self._looks.mkdir()
+        self._node = NodeProcess(
+            name, store="", folder=folder, agents=("openhands",), options=options, environ={"TENURE_STORE": store},
+            prefix=[sys.executable, "-m", "tenure.cli.bench.sampled", str(self._looks)] if looked else (),
+        )  # fmt: skip
         self._http = http
         self._born = time.monotonic()
         self._node.spawn()
@@ -87,6 +94,20 @@ class Ours:
     async def idle(self, conversation: str) -> bool:
         told = _fine(await self._http.get(f"{self._node.url}/conversations/{conversation}")).json()
         return told["status"] == "idle"
+
+    @contextlib.asynccontextmanager
+    async def looked_into(self, what: str, found: dict[str, float]) -> AsyncGenerator[None]:
+        """Where its time, or its memory, goes while the block runs, by :mod:`sampled`; `found` has it afterwards."""
+        look, told = self._looks / sampled.LOOK, self._looks / sampled.FOUND
+        look.write_text(what, encoding="utf-8")
+        await asyncio.sleep(2 * sampled.IDLE_S)
+        yield
+        look.unlink()
+        async with asyncio.timeout(UP_S):
+            while not told.exists():  # noqa: ASYNC110 - another process tells nobody
+                await asyncio.sleep(POLL_S)
+        found.update(json.loads(told.read_text(encoding="utf-8")))
+        told.unlink()
 
     async def resume(self, conversation: str) -> bool:
         """Nothing: it goes on by itself."""

@@ -28,7 +28,7 @@ TARGETS: tuple[Target, ...] = (
         "57 µs, constant", "flat; < 0.1 % of a core",
     ),
     Target(
-        3, "takeover", "takeover after kill -9, a freeze, a blocked event loop; 10,000 conversations of a dead node",
+        3, "takeover", "takeover: kill -9, freeze, store restart, partition, blocked event loop; 10,000 conversations of a dead node",
         "0.7 ms + claim + replay",
         "crash p99 < 250 ms on one host, < 1 s through the store alone; freeze p99 < ttl + 0.5 s; 10,000 within 2 s",
     ),

@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tenure.cli.bench import peers
 from tenure.cli.bench.places import option, redis_link
-from tenure.cli.bench.results import Bound, Figure, Row
+from tenure.cli.bench.results import Bound, Figure
 from tenure.cli.bench.sampling import in_turn, profiled
-from tenure.cli.bench.stage import bury, claim, hold, names, opened, rate, register
+from tenure.cli.bench.stage import bury, claim, hold, names, opened, piece, rate, register
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tenure.abc import Store
     from tenure.cli.bench.places import Place
+    from tenure.cli.bench.results import Row
     from tenure.cli.bench.sampling import Contestant
     from tenure.cli.bench.stage import Stage
 
@@ -33,18 +35,20 @@ BATCH = 200
 ONE, MANY = 1, 50
 
 
-async def measure(stage: Stage) -> Row:
+async def measure(stage: Stage, row: Row) -> None:
     """Redis beside its floor and the lock libraries; the other stores by themselves."""
-    row = Row("claims")
-    if (place := stage.places.get("redis")) is not None:
-        await _on_redis(stage, place, row)
-    for kind in ("postgres", "sqlite"):
-        if (other := stage.places.get(kind)) is not None:
-            async with other.space() as url, opened(url) as store:
-                ours = await _ours(store, kind)
-                for name, values in (await in_turn(stage.amount.rounds, _timed(stage, ours))).items():
-                    row.figures.append(Figure.of(name, "ours", "per s", values))
-    return row
+    for place in sorted(stage.places.values(), key=lambda place: place.kind != "redis"):
+        work = _on_redis(stage, place, row) if place.kind == "redis" else _on(stage, place, row)
+        await piece(stage, row, f"{place.kind}: claims", work)
+
+
+async def _on(stage: Stage, place: Place, row: Row) -> None:
+    async with place.space() as url, opened(url) as store:
+        ours = await _ours(store, place.kind)
+        for name, values in (
+            await in_turn(stage.amount.rounds, _timed(stage, ours), warm=1, within_s=stage.left_s / 3)
+        ).items():
+            row.figures.append(Figure.of(name, "ours", "per s", values))
 
 
 type Claims = dict[str, tuple[Callable[[], Awaitable[object]], int, int]]
@@ -98,20 +102,29 @@ async def _on_redis(stage: Stage, place: Place, row: Row) -> None:
         }
         ours = await _ours(store, "redis")
         theirs = await peers.locks(stack, url, row.missing, stage.amount.seconds)
-        found = await in_turn(stage.amount.rounds, _timed(stage, floor) | _timed(stage, ours) | theirs)
+        contestants = _timed(stage, floor) | _timed(stage, ours) | theirs
+        found = await in_turn(stage.amount.rounds, contestants, warm=1, within_s=stage.left_s / 3)
         for name, values in found.items():
             role = "floor" if name in floor else "ours" if name in ours else "peer"
             row.figures.append(Figure.of(name, role, "per s", values))
         for mine, least in zip(ours, floor, strict=True):
             row.beside(mine, least)
         await _takeover(stage, store, row)
-        row.profiles[f"redis: claims, {BATCH} together"] = await profiled(ours[f"redis: claims, {BATCH} together"][0])
+        for name, (work, tasks, _) in ours.items():
+            again = partial(rate, work, tasks, stage.amount.seconds / 2)
+            row.profiles[f"time of this process, {name} (own time of functions)"] = await profiled(again)
+    _judge(row, peers_many=[name for name in theirs if "tasks" in name], peers_one=[n for n in theirs if "thread" in n])
+
+
+def _judge(row: Row, peers_many: list[str], peers_one: list[str]) -> None:
     single = row.middle("redis: claim, 1 task") / row.middle("redis: raw EVALSHA, 1 task")
     batch = row.middle("redis: takeover claims, 200 together")
     row.bounds += [
         Bound("singly ≥ 95 % of raw EVALSHA", f"{single:.0%}", single >= 0.95),
         Bound("≥ 50,000 per s in batches", f"{batch:,.0f} per s", batch >= 50_000),
     ]
+    row.ahead("redis: claim, 1 task", peers_one)
+    row.ahead(f"redis: claim, {MANY} tasks", peers_many)
 
 
 async def _takeover(stage: Stage, store: Store, row: Row) -> None:

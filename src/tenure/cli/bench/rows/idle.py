@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tenure.abc import Submit
 from tenure.cli.bench.node_child import WRITES
 from tenure.cli.bench.nodes import child_node
-from tenure.cli.bench.results import Bound, Curve, Figure, Row
-from tenure.cli.bench.sampling import median, quantile
+from tenure.cli.bench.results import Bound, Curve, Figure
+from tenure.cli.bench.sampling import in_turn, median, quantile, shares
 from tenure.cli.bench.stage import create, hold, message, names, note, opened, passivate, piece, register
 
 if TYPE_CHECKING:
     from tenure.abc import Store
     from tenure.cli.bench.nodes import ChildNode
     from tenure.cli.bench.places import Place
+    from tenure.cli.bench.results import Row
+    from tenure.cli.bench.sampling import Shares
     from tenure.cli.bench.stage import Stage
 
 EVENTS = 100
-WATCHED_S = 10.0
 START = 250
 PASSIVATED_S = 1.0
 SETTLED_S = 2.0
 WARM = 100
 JITTER = 1.2 / 0.8
-WAKINGS = 5
+MORE = 10
+"""A step between nothing and all is watched only if all is so many times as much."""
+STALL_MS = 50
 
 
-async def measure(stage: Stage) -> Row:
+async def measure(stage: Stage, row: Row) -> None:
     """Bytes in the store, bytes in the node, milliseconds from a message to a live loop, commands of an idle node."""
-    row = Row("idle")
     redis = stage.places.get("redis")
     if redis is not None and redis.server is not None:
         await piece(stage, row, "bytes per passivated conversation", _stored(stage, redis, row))
     else:
         row.missing["bytes per passivated conversation, commands while idle"] = "counted on a Redis of our own only"
-    await piece(stage, row, "resident", _resident(stage, redis or next(iter(stage.places.values())), row))
+    first = redis or next(iter(stage.places.values()))
+    await piece(stage, row, "resident", _resident(stage, first, row))
+    await piece(stage, row, "memory of a node, looked into", _traced(stage, first, row))
     for place in stage.places.values():
         await piece(stage, row, f"{place.kind}: wake-up", _wake(stage, place, row))
-    old = _long(stage, redis or next(iter(stage.places.values())), row)
-    await piece(stage, row, "wake-up of old conversations", old)
-    return row
+    await piece(stage, row, "wake-up of old conversations", _long(stage, first, row))
 
 
 async def _stored(stage: Stage, place: Place, row: Row) -> None:
@@ -62,33 +66,74 @@ async def _stored(stage: Stage, place: Place, row: Row) -> None:
         Figure.of(
             "redis: stored, passivated, its journal (created, claimed, released) included", "ours", "B", [let_go]
         ),
-        Figure.of("node: passivated", "ours", "B", [0.0]),
     ]
-    row.bounds.append(Bound("passivated < 300 B", f"{let_go:,.0f} B in the store, 0 B in the node", let_go < 300))
+    row.bounds.append(Bound("passivated < 300 B, in the store", f"{let_go:,.0f} B", let_go < 300))
 
 
 async def _resident(stage: Stage, place: Place, row: Row) -> None:
-    """One node that comes to hold ever more, live and idle: its memory by the kernel's count, what it asks of the server
-    while nothing happens by the server's."""
-    count, points = stage.amount.resident, list[tuple[float, float]]()
+    """One node that comes to hold ever more, live and idle, of a store in which many more lie: its memory by the kernel's count,
+    what it asks of the server while nothing happens by the server's."""
+    count, points, stalls = stage.amount.resident, list[tuple[float, float]](), list[float]()
     async with place.space() as url, opened(url) as store:
+        wanted = stage.amount.stored[-1]
+        stored = await create(store, names("stored", wanted), within_s=stage.amount.fill_s)
+        if stored < wanted:
+            row.missing[f"{wanted:,} stored beside the resident ones"] = f"cut: {stored:,} in {stage.amount.fill_s:g} s"
         async with child_node(url, tell="turn", capacity=2 * count + 100, kill=True) as node:
             warm = min(count, WARM)
-            await _watch(stage, place, node, 0, row, points)
+            watch = partial(_watch, stage, place, node, row, points, stalls)
+            await watch(0)
             await _fill(stage, store, node, 0, warm)
-            await _watch(stage, place, node, warm, row, points)
+            if stage.amount.resident > MORE * warm:
+                await watch(warm)
             await node.ask("collect", "collected")
             before = node.resident_bytes
             held = await _fill(stage, store, node, warm, count)
             await node.ask("collect", "collected")
             each = (node.resident_bytes - before) / max(1, held - warm)
-            await _watch(stage, place, node, held, row, points)
+            await watch(held)
     if held < count:
         row.missing[f"{count:,} resident"] = f"cut: {held:,} in {stage.amount.fill_s:g} s"
-    row.figures.append(Figure.of(f"node: resident, live and idle, {held:,} of them", "ours", "B", [each]))
-    row.bounds.append(Bound("resident < 6 KB", f"{each / 1000:.1f} KB", each < 6000))
+    row.figures.append(
+        Figure.of(f"node: resident, live and idle, {held:,} of them, {stored:,} more stored", "ours", "B", [each])
+    )
+    row.bounds.append(Bound("resident < 6 KB", f"{each / 1000:.1f} KB each of {held:,}", each < 6000))
+    text = f"no sweep blocks the loop of an idle node: longest stall < {STALL_MS} ms"
+    found = f"{max(stalls):.0f} ms with up to {held:,} owned and {stored:,} more stored"
+    row.bounds.append(Bound(text, found, max(stalls) < STALL_MS))
     if points:
         _judge_traffic(row, points)
+
+
+async def _traced(stage: Stage, place: Place, row: Row) -> None:
+    """What one more conversation costs a node, by the interpreter's own count of what was taken and is still held."""
+    count = stage.amount.traced
+    resident = await _memory(stage, place, tell="turn", idle_s=3600.0)
+    row.figures.append(_each("node: resident, by the interpreter's count", resident, count))
+    row.profiles[f"memory of a node per resident conversation, {count} of them (by the file that took it)"] = shares(
+        resident
+    )
+    passivated = await _memory(stage, place, tell="released", idle_s=PASSIVATED_S)
+    row.figures.append(_each("node: passivated, by the interpreter's count", passivated, count))
+
+
+def _each(what: str, found: dict[str, int], count: int) -> Figure:
+    return Figure.of(f"{what}, {count} of them", "ours", "B", [sum(found.values()) / count])
+
+
+async def _memory(stage: Stage, place: Place, tell: str, idle_s: float) -> dict[str, int]:
+    """Bytes by file that conversations leave behind in a node, once all of them have come as far as the fact `tell`."""
+    count, warm = stage.amount.traced, min(stage.amount.traced, WARM)
+    async with place.space() as url, opened(url) as store:
+        async with child_node(url, tell=tell, idle_s=idle_s, capacity=2 * count + 2 * WARM, kill=True) as node:
+            await create(store, names("warm", warm), text="hello")
+            await node.until(lambda: node.counts[tell] >= warm, "the first are there")
+            await node.trace()
+            await create(store, names("traced", count), text="hello")
+            await node.until(lambda: len(node.told[tell]) >= warm + count, "all are there")
+            settled = time.monotonic() + SETTLED_S
+            await node.until(lambda: time.monotonic() > settled, "what was begun is done")
+            return await node.traced()
 
 
 async def _fill(stage: Stage, store: Store, node: ChildNode, begin: int, end: int) -> int:
@@ -105,31 +150,36 @@ async def _fill(stage: Stage, store: Store, node: ChildNode, begin: int, end: in
 
 
 async def _watch(
-    stage: Stage, place: Place, node: ChildNode, owned: int, row: Row, points: list[tuple[float, float]]
+    stage: Stage,
+    place: Place,
+    node: ChildNode,
+    row: Row,
+    points: list[tuple[float, float]],
+    stalls: list[float],
+    owned: int,
 ) -> None:
-    """Commands per second at the server while nothing happens."""
-    if place.server is None:
-        return
-    watched_s = min(WATCHED_S, 20 * stage.amount.seconds)
+    """Commands per second at the server, if it is one of our own, and the worst stall of the loop, while nothing happens."""
     settled = time.monotonic() + SETTLED_S
     await node.until(lambda: time.monotonic() > settled, "what was begun is done")
     await node.worst_stall_s()
-    place.server.forget_calls()
+    if place.server is not None:
+        place.server.forget_calls()
     began = time.monotonic()
-    await node.until(lambda: time.monotonic() > began + watched_s, "the watch is over")
-    calls = {n: c for n, c in place.server.calls().items() if not n.startswith(("config", "info"))}
-    points.append((owned, sum(calls.values()) / (time.monotonic() - began)))
-    stall = await node.worst_stall_s() * 1000
+    await node.until(lambda: time.monotonic() > began + stage.amount.watched_s, "the watch is over")
     label = f"{owned:,} owned and idle"
-    row.figures.append(Figure.of(f"redis: commands per second, {label}", "ours", "per s", [points[-1][1]]))
-    row.figures.append(Figure.of(f"node: longest stall of the loop, {label}", "ours", "ms", [stall]))
+    if place.server is not None:
+        calls = {n: c for n, c in place.server.calls().items() if not n.startswith(("config", "info"))}
+        points.append((owned, sum(calls.values()) / (time.monotonic() - began)))
+        row.figures.append(Figure.of(f"redis: commands per second, {label}", "ours", "per s", [points[-1][1]]))
+    stalls.append(await node.worst_stall_s() * 1000)
+    row.figures.append(Figure.of(f"node: longest stall of the loop, {label}", "ours", "ms", stalls[-1:]))
 
 
 def _judge_traffic(row: Row, points: list[tuple[float, float]]) -> None:
     """Flat: what many cost beyond what none cost is less than the jitter of the sweep's period, by either sign."""
     most, least = max(y for _, y in points), min(y for _, y in points)
     row.curves.append(
-        Curve("idle.svg", "Store commands while idle", "conversations owned", "commands per s", {"redis": points})
+        Curve("idle.svg", "Store commands while idle", "conversations owned", "commands per second", {"redis": points})
     )
     found = f"{least:.0f} to {most:.0f} commands per s for {points[0][0]:,.0f} to {points[-1][0]:,.0f} owned"
     row.bounds.append(Bound("idle traffic flat, within the jitter of ± 20 %", found, most <= JITTER * least))
@@ -139,13 +189,14 @@ async def _wake(stage: Stage, place: Place, row: Row) -> None:
     """From the submission of a message to a passivated conversation with a journal of 100 events to its live loop: of a message
     that comes to the node that wakes it, and of one that another process accepted."""
     count = min(stage.amount.single // 5 + 1, 100)
+    looked = count // 2
     async with place.space() as url, opened(url) as store:
-        writers = await hold(store, await register(store), names("asleep", 2 * count))
+        writers = await hold(store, await register(store), names("asleep", 2 * count + looked))
         for writer in writers:
             await writer.append(*(note() for _ in range(EVENTS)))
         await passivate(writers)
         here, heard = list[float](), list[float]()
-        async with child_node(url, tell="live,turn", capacity=2 * count + 10) as node:
+        async with child_node(url, tell="live,turn", capacity=3 * count + 10) as node:
             for number, name in enumerate(names("asleep", 2 * count)):
                 began = time.monotonic()
                 if number < count:
@@ -154,6 +205,14 @@ async def _wake(stage: Stage, place: Place, row: Row) -> None:
                     await store.submit(Submit(name, message("wake")))
                 await node.until(lambda number=number: node.counts["turn"] > number, "it has answered")
                 (here if number < count else heard).append((node.told["live"][name] - began) * 1000)
+            profile: Shares = []
+            async with node.profiled(profile):
+                for number in range(2 * count, 2 * count + looked):
+                    await node.send(f"asleep-{number}", "wake")
+                    await node.until(lambda number=number: node.counts["turn"] > number, "it has answered")
+    row.profiles[f"time of the node, {place.kind}: wake-ups with the turn behind them (own time of functions)"] = (
+        profile
+    )
     label = f"{place.kind}: wake-up with {EVENTS} events, to a live loop"
     p50 = quantile(here, 0.5)
     row.figures.append(Figure.of_waits(f"{label}, of a message to its node", "ours", "ms", here))
@@ -162,25 +221,31 @@ async def _wake(stage: Stage, place: Place, row: Row) -> None:
 
 
 async def _long(stage: Stage, place: Place, row: Row) -> None:
-    """Wake-ups of ever older conversations, whose journal a node has written, snapshots and all."""
-    points: list[tuple[float, float]] = []
+    """Wake-ups of conversations of every age in turn, whose journals a node has written, snapshots and all."""
     async with place.space() as url, opened(url) as store:
-        async with child_node(url, tell="live,turn,released", idle_s=PASSIVATED_S) as node:
+        async with child_node(url, tell="live,turn,released", idle_s=PASSIVATED_S, kill=True) as node:
+            keys = itertools.count()
+
+            async def wake(name: str) -> float:
+                await node.until(lambda: name in node.told["released"], "it is passivated")
+                node.told["released"].pop(name)
+                node.told["turn"].pop(name)
+                began = time.monotonic()
+                await store.submit(Submit(name, message(f"wake-{next(keys)}")))
+                await node.until(lambda: name in node.told["turn"], "it has answered")
+                return (node.told["live"][name] - began) * 1000
+
             for length in stage.amount.history:
-                name, took = f"old-{length}", list[float]()
-                await create(store, [name], text=f"{WRITES} {length}")
-                for number in range(1, WAKINGS + 1):
-                    await node.until(lambda name=name: name in node.told["released"], "it is passivated")
-                    node.told["released"].pop(name)
-                    began, turns = time.monotonic(), node.counts["turn"]
-                    await store.submit(Submit(name, message(f"wake-{number}")))
-                    await node.until(lambda turns=turns: node.counts["turn"] > turns, "it has answered")
-                    took.append((node.told["live"][name] - began) * 1000)
-                points.append((length, median(took)))
-    row.curves.append(
-        Curve("history.svg", "Wake-up, by the length of the history", "events before it", "ms", {place.kind: points})
-    )
+                await create(store, [f"old-{length}"], text=f"{WRITES} {length}")
+            works = {f"{length}": (lambda length=length: wake(f"old-{length}")) for length in stage.amount.history}
+            found = await in_turn(stage.amount.wakings, works, warm=1, within_s=stage.left_s / 2)
+    points = [(float(length), median(took)) for length, took in found.items()]
+    for length, took in found.items():
+        row.figures.append(
+            Figure.of(f"{place.kind}: wake-up behind {int(length):,} events, by a hint", "ours", "ms", took)
+        )
+    series = {place.kind: points}
+    row.curves.append(Curve("history.svg", "Wake-up, by the length of the history", "events before it", "ms", series))
     least, most = min(y for _, y in points), max(y for _, y in points)
-    row.bounds.append(
-        Bound("wake-up constant in the age of a conversation", f"{least:.1f} to {most:.1f} ms", most < 2 * least)
-    )
+    found_text = f"{least:.1f} to {most:.1f} ms, medians of wake-ups in turn"
+    row.bounds.append(Bound("wake-up constant in the age of a conversation", found_text, most < 2 * least))

@@ -9,13 +9,16 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from tenure.cli.bench import sampled
 from tenure.cli.bench.results import Bound, Figure, Row
-from tenure.cli.bench.sampling import MeasureFailedError
+from tenure.cli.bench.sampling import MeasureFailedError, shares
+from tenure.cli.bench.stage import piece
 from tenure.cli.bench.stock import STOCK, Ours, Server, Stock, installed
 from tenure.errors import InvalidInputError
 from tenure.loops.openhands.sdk import insist_on_extra
@@ -29,7 +32,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 0.001
 PATIENCE_S = 60.0
 WARM = 3
-MOST, SHARE = 50, 10
+MOST, SHARE, LOOKED = 50, 10, 20
 """So many conversations, at most; and one for so many operations of another row."""
 ALONE_S = 5.0
 """How long nobody asks, after a kill, before a client does."""
@@ -47,7 +50,7 @@ type Birth = Callable[[str], Server]
 type Keep = Callable[[str, str, list[float]], None]
 
 
-async def measure(stage: Stage) -> Row:
+async def measure(stage: Stage, row: Row) -> None:
     """Seconds to readiness, bytes per resident conversation, milliseconds to the first call of the model, and what happens
     after a kill -9 in a tool: two servers of each kind, one kind after the other.
 
@@ -57,20 +60,24 @@ async def measure(stage: Stage) -> Row:
         insist_on_extra()
     except InvalidInputError as error:
         raise MeasureFailedError(str(error)) from None
-    row = Row("openhands")
     place = stage.places.get("sqlite") or next(iter(stage.places.values()))
     async with ModelServer(SCRIPTS) as model, httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         bench = _Bench(model, stage.amount, row)
         with tempfile.TemporaryDirectory(prefix="tenure-bench-", ignore_cleanup_errors=True) as name:
             async with place.space() as url:
-                await bench.on("tenure", "ours", lambda server: Ours(server, url, Path(name), http))
-        if installed():
-            with tempfile.TemporaryDirectory(prefix="tenure-bench-", ignore_cleanup_errors=True) as name:
-                await bench.on(STOCK, "peer", lambda server: Stock(server, Path(name), http))
-        else:
-            row.missing[STOCK] = "not installed here; `make bench` installs it"
-    _compare(row)
-    return row
+                birth = partial(Ours, store=url, folder=Path(name), http=http)
+                await piece(stage, row, "tenure", bench.on("tenure", "ours", birth))
+                if installed():
+                    await piece(stage, row, STOCK, _stock(bench, http))
+                else:
+                    row.missing[STOCK] = "not installed here; `make bench` installs it"
+                _compare(row)
+                await piece(stage, row, "profiles", bench.look_into(birth("looked", looked=True)))
+
+
+async def _stock(bench: _Bench, http: httpx.AsyncClient) -> None:
+    with tempfile.TemporaryDirectory(prefix="tenure-bench-", ignore_cleanup_errors=True) as name:
+        await bench.on(STOCK, "peer", partial(Stock, folder=Path(name), http=http))
 
 
 class _Bench:
@@ -104,6 +111,29 @@ class _Bench:
             )
             keep("message to the first call of the model", "ms", starts)
             await self._takeover(name, keep, servers, stack, birth)
+
+    async def look_into(self, server: Ours) -> None:
+        """Where the time and the memory of ours go; a server of its own, since looking makes it slower."""
+        times, memory = dict[str, float](), dict[str, float]()
+        try:
+            await server.up()
+            for _ in range(WARM):
+                await self._conversation(server)
+            async with server.looked_into(sampled.TIME, times):
+                for _ in range(self.count):
+                    await self._conversation(server)
+            async with server.looked_into(sampled.MEMORY, memory):
+                for _ in range(count := min(self.count, LOOKED)):
+                    await self._conversation(server)
+        finally:
+            server.kill()
+        self.row.profiles[
+            "time of tenure's server while conversations begin and are answered (samples, innermost function)"
+        ] = shares(times)
+        each = sum(memory.values()) / count / 1e3
+        self.row.profiles[
+            f"memory of tenure's server per resident conversation, {each:.0f} KB by the interpreter's count (by the file that took it)"
+        ] = shares(memory)
 
     async def _conversation(self, server: Server) -> float:
         """A conversation that is created, answered, and then stays; milliseconds until the model was asked."""

@@ -7,12 +7,13 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from tenure.cli.bench.nodes import child_node
-from tenure.cli.bench.results import Bound, Curve, Figure, Row
+from tenure.cli.bench.results import Bound, Curve, Figure
 from tenure.cli.bench.sampling import in_turn
 from tenure.cli.bench.stage import create, names, opened, piece
 
 if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
+    from tenure.cli.bench.results import Row
     from tenure.cli.bench.stage import Stage
 
 STARTS = 3
@@ -20,23 +21,22 @@ NOISE = 1.2
 """Medians of a few starts on a machine that does other things as well: judged by their CPU, shown by the clock, too."""
 
 
-async def measure(stage: Stage) -> Row:
+async def measure(stage: Stage, row: Row) -> None:
     """Seconds from the birth of the process to its readiness, and its memory then."""
-    row = Row("startup")
     curve: dict[str, list[tuple[float, float]]] = {}
     for place in stage.places.values():
         await piece(stage, row, place.kind, _on(stage, place, row, curve))
-    row.curves.append(Curve("startup.svg", "Start of a node", "conversations stored", "s", curve))
-    return row
+    if curve:
+        title = "Start of a node, from the birth of its process to its readiness"
+        row.curves.append(Curve("startup.svg", title, "conversations stored", "seconds", curve))
 
 
 async def _on(stage: Stage, place: Place, row: Row, curve: dict[str, list[tuple[float, float]]]) -> None:
-    stored = stage.amount.stored if place.kind == "redis" else (stage.amount.stored[0], stage.amount.stored[-1])
     memory: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
     async with AsyncExitStack() as stack:
         urls: dict[int, str] = {}
-        for count in stored:
+        for count in stage.amount.stored:
             url = await stack.enter_async_context(place.space())
             async with opened(url) as store:
                 urls[await create(store, names("stored", count), within_s=stage.amount.fill_s)] = url
@@ -44,15 +44,16 @@ async def _on(stage: Stage, place: Place, row: Row, curve: dict[str, list[tuple[
 
         async def start(name: str, url: str) -> float:
             began = time.monotonic()
-            async with child_node(url) as node:
+            async with child_node(url, whole=True) as node:
                 memory.setdefault(name, []).append(node.resident_bytes / 1e6)
                 cpu.setdefault(name, []).append(node.cpu_s)
                 return node.told["ready"][None] - began
 
         by_name = {f"{place.kind}: start, {count:,} stored": url for count, url in urls.items()}
         found = await in_turn(
-            min(STARTS, stage.amount.rounds),
+            min(STARTS, stage.amount.slow_trials),
             {name: (lambda name=name, url=url: start(name, url)) for name, url in by_name.items()},
+            within_s=stage.left_s / 4,
         )
     for name, values in found.items():
         row.figures.append(Figure.of(name, "ours", "s", values))
