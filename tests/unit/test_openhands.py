@@ -13,6 +13,7 @@ from tenure.errors import InvalidInputError
 from tenure.journal import Delivery
 from tenure.loops.openhands import OpenHandsLoop
 from tenure.loops.openhands.live import INTERRUPTED, WORKSPACE_LOST
+from tenure.loops.openhands.settings import _REFUSED  # pyright: ignore[reportPrivateUsage]
 
 pytestmark = MARKS
 
@@ -142,16 +143,67 @@ async def test_a_lost_workspace_is_said_to_the_journal_and_to_the_agent(world: W
     assert WORKSPACE_LOST in "".join(text for _, text in world.context())
 
 
+async def test_a_repository_brings_no_command_of_its_own_into_the_server(world: World):
+    place = world.folder / "cloned"
+    plugin = place / ".openhands" / "plugins" / "kind"
+    (
+        (plugin / ".plugin").mkdir(parents=True),
+        (plugin / "hooks").mkdir(),
+        (plugin / "skills" / "kind").mkdir(parents=True),
+    )
+    (plugin / ".plugin" / "plugin.json").write_text('{"name": "kind", "version": "1.0.0", "description": "kind"}')
+    hook = [{"matcher": "*", "hooks": [{"type": "command", "command": f"touch {world.folder}/hooked"}]}]
+    (plugin / "hooks" / "hooks.json").write_text(json.dumps({"SessionStart": hook, "UserPromptSubmit": hook}))
+    skill = place / ".openhands" / "skills" / "helpful" / "SKILL.md"
+    skill.parent.mkdir(parents=True)
+    skill.write_text(f"---\nname: helpful\ndescription: helps\n---\nHere: !`touch {world.folder}/skilled; echo done`\n")
+    world.model.scripts = {
+        "default": [{"calls": [{"name": "invoke_skill", "arguments": {"name": "helpful"}}]}, {"text": "I see."}]
+    }
+    node = await world.node("only", allow_folder=str(world.folder))
+    settings = world.settings(working_dir=str(place))
+    settings["agent"]["agent_context"] = {"load_project_skills": True}
+    await world.create(node, settings)
+    await world.say(node, "go")
+    await world.done(1)
+    assert "not run here" in world.context()[-1][1], "the skill is told, its command is not run"
+    assert {file.name for file in world.folder.iterdir()} & {"hooked", "skilled"} == set()
+
+
+MARKETPLACE = {"name": "m", "source": "/nowhere", "auto_load": True}
+LOOKED_UP = {"kind": "LookupSecret", "url": "http://127.0.0.1:9/x", "headers": {"Authorization": "sk-in-clear"}}
+
+
+def of_agent(**parts: Any) -> dict[str, Any]:
+    return {"agent": {"llm": {"model": "m"}, **parts}}
+
+
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
+        ({"llm": {"model": "m", "extra_headers": {"X-Key": "sk-in-clear"}}}, "settings.llm.extra_headers.X-Key"),
+        ({"llm": {"model": "m", "extra_headers": {"X-Key": "$NO"}}}, "settings.llm.extra_headers.X-Key"),
+        (
+            {"llm": {"model": "m", "litellm_extra_body": {"a": [{"api_key": "sk-in-clear"}]}}},
+            "settings.llm.litellm_extra_body.a.0.api_key",
+        ),
+        (of_agent(agent_context={"secrets": {"A": "sk-in-clear"}}), "settings.agent.agent_context.secrets.A"),
+        (
+            of_agent(agent_context={"secrets": {"A": {"kind": "StaticSecret", "value": "sk-in-clear"}}}),
+            "settings.agent.agent_context.secrets.A.value",
+        ),
+        (of_agent(agent_context={"secrets": {"A": LOOKED_UP}}), "settings.agent.agent_context.secrets.A"),
+        (
+            of_agent(agent_context={"registered_marketplaces": [MARKETPLACE]}),
+            "settings.agent.agent_context.registered_marketplaces",
+        ),
+        (of_agent(mcp_config={"x": {"command": "x", "args": []}}), "settings.agent.mcp_config"),
         ({"llm": {"model": "m", "api_key": "sk-in-clear"}}, "settings.agent.llm.api_key"),
         ({"llm": {"model": "m", "api_key": "$KEY"}}, "settings.llm.api_key"),
         ({"llm": {"model": "m", "temperature": "hot"}}, "settings.llm.temperature"),
         ({"llm": {"model": "m"}, "max_iterations": 0}, "settings.max_iterations"),
         ({"llm": {"model": "m"}, "confirmation_policy": {"kind": "Perhaps"}}, "settings.confirmation_policy"),
-        ({"agent": {"llm": {"model": "m"}, "tools": [{"name": "task_tool_set"}]}}, "settings.agent.tools"),
-        ({"agent": {"llm": {"model": "m"}, "tools": [{"name": "nope"}]}}, "settings.agent.tools"),
+        *((of_agent(tools=[{"name": name}]), "settings.agent.tools") for name in (*_REFUSED, "nope")),
         ({"agent": {"kind": "ACPAgent"}}, "settings.agent.kind"),
         ({}, "settings.llm"),
     ],
@@ -163,3 +215,13 @@ def test_settings_that_are_no_good_are_refused_before_anything_is_claimed(
     with pytest.raises(InvalidInputError) as refused:
         loop.check(settings)
     assert refused.value.field == field and "sk-in-clear" not in str(refused.value)
+
+
+def test_what_is_refused_names_its_reason_and_what_a_provider_wants_besides_keys_is_taken(loop: OpenHandsLoop):
+    for name in _REFUSED:
+        with pytest.raises(InvalidInputError, match="is not taken"):
+            loop.check(of_agent(tools=[{"name": name}]))
+    told = {"headers": {"X-Key": "$KEY"}, "provider": {"order": ["one"]}, "max_tokens": 7, "api_key": "$KEY"}
+    context = {"secrets": {"A": "$KEY"}}
+    llm = {"model": "m", "litellm_extra_body": told, "extra_headers": {"X-Key": "$KEY"}}
+    loop.check({"agent": {"llm": llm, "agent_context": context}, "credentials": {"KEY": "vault:KEY"}})

@@ -193,6 +193,8 @@ async def create(cluster: Cluster, **more: Any) -> tuple[str, str, dict[str, Any
 async def status_is(cluster: Cluster, path: str, *wanted: str) -> dict[str, Any]:
     async with asyncio.timeout(60):
         while (info := (await cluster.http.get(path)).json())["execution_status"] not in wanted:
+            failed = {"kind": "ConversationErrorEvent"} if info["execution_status"] == "error" else None
+            assert failed is None, (await cluster.http.get(f"{path}/events/search", params=failed)).text
             await asyncio.sleep(0.02)
     return info
 
@@ -318,6 +320,7 @@ async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster
     caplog.set_level(0)
     script = [
         {"calls": [{"name": "terminal", "arguments": {"command": "printf %s $TOKEN | rev > out-$RANDOM"}}]},
+        {"calls": [{"name": "terminal", "arguments": {"command": "printf %s $PLAIN $STATIC | rev > context"}}]},
         {"calls": [{"name": "finish", "arguments": {"message": "done"}}]},
     ]
     world = cluster.world
@@ -325,6 +328,9 @@ async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster
     body = asking(cluster)
     body["agent"] |= {"tools": [{"name": "terminal"}]}
     body["agent"]["llm"]["extra_headers"] = {"X-Tenant": "canary-of-a-header"}
+    body["agent"]["llm"]["litellm_extra_body"] = {"guards": [{"authorization": "canary-of-a-body"}], "mode": 3}
+    in_context = {"PLAIN": "canary-of-a-context", "STATIC": {"kind": "StaticSecret", "value": "canary-that-is-static"}}
+    body["agent"]["agent_context"] = {"secrets": in_context}
     body["secrets"] = {"TOKEN": {"kind": "StaticSecret", "value": SECRET}}
     name = (await cluster.http.post("/api/conversations", json=body)).json()["id"]
     path = f"/api/conversations/{name}"
@@ -337,6 +343,8 @@ async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster
     await status_is(cluster, path, "finished")
     outs = {file.read_text()[::-1] for file in (world.folder / "project").glob("out-*")}
     assert outs == {SECRET, other}
+    assert (world.folder / "project" / "context").read_text()[::-1] == "canary-of-a-contextcanary-that-is-static"
+    assert world.model.requests[-1]["guards"] == [{"authorization": "canary-of-a-body"}], "the provider gets it"
     refused = await cluster.http.post(
         f"{path}/secrets", json={"secrets": {"TOKEN": {"kind": "LookupSecret", "url": "x"}}}
     )
@@ -345,9 +353,33 @@ async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster
         [e.as_json() for e in world.disk.conversations[name].events]
     )
     shown = json.dumps([(await cluster.http.get(path)).json(), refused.json()])
-    for canary in (LLM_KEY, SECRET, "canary-of-a-header"):
+    assert "canary" not in shown.replace(SECRET, "")
+    for canary in (LLM_KEY, SECRET, "canary-of-a-"):
         assert canary not in kept and canary not in shown
         assert canary not in "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("tenure"))
+
+
+async def test_a_secret_of_the_user_never_takes_the_place_of_the_agents_key(cluster: Cluster):
+    taken = "OPENHANDS_AGENT_LLM_API_KEY"
+    before = await cluster.http.post("/api/conversations", json=asking(cluster, secrets={taken: "mine"}))
+    assert (before.status_code, before.json()["field"]) == (422, f"secrets.{taken}")
+    name, path, _ = await create(cluster, secrets={"LLM_API_KEY": "mine"})
+    settings = cluster.world.disk.conversations[name].row.record.settings
+    assert settings["credentials"] == {taken: f"vault:{taken}", "LLM_API_KEY": "vault:LLM_API_KEY"}
+    after = await cluster.http.post(f"{path}/secrets", json={"secrets": {taken: "mine"}})
+    assert (after.status_code, after.json()["field"]) == (422, f"secrets.{taken}")
+    assert (await cluster.http.post(f"{path}/secrets", json={"secrets": {"LLM_API_KEY": "new"}})).status_code == 200
+
+    ours = {
+        "agent": "openhands",
+        "settings": {"llm": {"model": "m", "api_key": "$KEY"}, "credentials": {"KEY": "vault:KEY"}},
+    }
+    headers = {"Authorization": f"Bearer {KEY}"}
+    other = str(uuid.uuid4())
+    made = await cluster.http.post("/conversations", json={"id": other, **ours}, headers=headers)
+    assert made.status_code in (200, 201), made.text
+    after = await cluster.http.post(f"/api/conversations/{other}/secrets", json={"secrets": {"KEY": "mine"}})
+    assert (after.status_code, after.json()["field"]) == (422, "secrets.KEY")
 
 
 async def test_commands_files_and_git_reach_the_runtime_from_any_node(cluster: Cluster, person: Person):

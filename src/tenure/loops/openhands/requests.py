@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from tenure.errors import InvalidInputError
-from tenure.loops.openhands.settings import KEYLESS, secrets_in, validated
+from tenure.loops.openhands.settings import KEYLESS, RESERVED, plain_secrets_in, secrets_in, validated
 
 if TYPE_CHECKING:
     from tenure.journal import Json, JsonObject
@@ -29,7 +29,6 @@ CARRIED: Final = (
 )
 """Fields of a request that are settings as they stand."""
 SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_HEADERS = "extra_headers"
 
 
 @final
@@ -69,11 +68,13 @@ def asked(body: Mapping[str, Any], sdk: Sdk) -> Asked:
 def secret_value(name: str, source: object) -> str:
     """The value of a secret as clients send it: text, or the SDK's ``StaticSecret``.
 
-    :raises InvalidInputError: another kind, no value, or a name that no command could use.
+    :raises InvalidInputError: another kind, no value, or a name that no command could use, or that is the agent's.
     """
     where = f"secrets.{name[:80]}"
     if not SECRET_NAME.fullmatch(name):
         raise InvalidInputError(where, "is no name of a variable", "use letters, digits and _, at most 128")
+    if name.startswith(RESERVED):
+        raise InvalidInputError(where, f"begins with {RESERVED}, as keys of the agent do", "choose another name")
     if isinstance(source, Mapping):
         told = cast("Mapping[str, Any]", source)
         if told.get("kind") == "LookupSecret":
@@ -117,10 +118,9 @@ def _without_secrets(agent: dict[str, Any], sdk: Sdk, secrets: dict[str, str]) -
     """The agent with ``$NAME`` for each secret; adds the values to `secrets`."""
     if agent.get("kind", "Agent") != "Agent":
         raise InvalidInputError("agent.kind", "must be Agent", "others run outside of the journal")
-    names: dict[tuple[str, ...], str] = {}
-    for place, value in secrets_in(validated(sdk.Agent, agent, "agent")):
-        names[place] = _named(place, value, secrets)
-    return _replaced(agent, (), names, secrets)
+    model = validated(sdk.Agent, agent, "agent")
+    found = [*secrets_in(model), *plain_secrets_in(cast("Json", agent))]
+    return _replaced(agent, (), {place: _named(place, value, secrets) for place, value in found})
 
 
 def _named(place: tuple[str, ...], value: str, secrets: dict[str, str]) -> str:
@@ -128,31 +128,25 @@ def _named(place: tuple[str, ...], value: str, secrets: dict[str, str]) -> str:
     for name, kept in secrets.items():
         if kept == value:
             return name
-    plain = name = re.sub(r"[^A-Za-z0-9]+", "_", "_".join(place)).strip("_").upper()[:100]
+    plain = name = RESERVED + re.sub(r"[^A-Za-z0-9]+", "_", "_".join(place)).strip("_").upper()[:100]
     while name in secrets:
         name = f"{plain}_{len(secrets)}"
     secrets[name] = value
     return name
 
 
-def _replaced(value: Any, place: tuple[str, ...], names: Mapping[tuple[str, ...], str], secrets: dict[str, str]) -> Any:
+def _replaced(value: Any, place: tuple[str, ...], names: Mapping[tuple[str, ...], str]) -> Any:
     if place in names and isinstance(value, str):
         return f"${names[place]}"
     match value:
         case dict():
             parts = cast("dict[str, Any]", value)
-            made = {name: _replaced(part, (*place, name), names, secrets) for name, part in parts.items()}
-            if isinstance(headers := parts.get(_HEADERS), dict):  # whatever is added to requests may be a key
-                told = cast("dict[str, Any]", headers)
-                made[_HEADERS] = {
-                    name: f"${_named((*place, _HEADERS, name), text, secrets)}" if isinstance(text, str) else text
-                    for name, text in told.items()
-                }
+            made = {name: _replaced(part, (*place, name), names) for name, part in parts.items()}
             if "model" in parts and parts.get("api_key", "") is None and not any(at[:-1] == place for at in names):
                 made["api_key"] = KEYLESS  # or the client library would take the node's own
             return made
         case list():
             listed = cast("list[Any]", value)
-            return [_replaced(part, (*place, str(at)), names, secrets) for at, part in enumerate(listed)]
+            return [_replaced(part, (*place, str(at)), names) for at, part in enumerate(listed)]
         case _:
             return value

@@ -82,6 +82,8 @@ def load(modules: Sequence[str] = ()) -> Sdk:
     sdk, event = _import("openhands.sdk"), _import("openhands.sdk.event")
     conversation = _import("openhands.sdk.conversation.impl.local_conversation")
     state = _import("openhands.sdk.conversation.state")
+    conversation.load_available_plugins = _no_plugins
+    _import("openhands.sdk.skills.execute")._execute_inline_command = _not_run
     for name in (*_TOOLS, *modules):
         _import(name)
     asyncio.run(_warm(sdk))
@@ -101,6 +103,18 @@ def load(modules: Sequence[str] = ()) -> Sdk:
         default_agent=_import("openhands.tools.preset.default").get_default_agent,
         registered_tools=_import("openhands.sdk.tool.registry").list_registered_tools,
     )
+
+
+def _no_plugins(*args: Any, **named: Any) -> dict[str, Any]:
+    """In place of the SDK's search for plugins in every workspace and in the server's home: their hooks are commands, and their
+    MCP servers processes, that would run as the server itself, with its environment and its keys, outside of the runtime and
+    of the journal. A cloned repository would only have to bring one along."""
+    return {}
+
+
+def _not_run(command: str, *args: Any, **named: Any) -> str:
+    """In place of the SDK's shell for ``!`command``` in the text of a skill, for the same reason."""
+    return f"[not run here, as it would run outside of the workspace's runtime: {command}]"
 
 
 async def _warm(sdk: Any) -> None:

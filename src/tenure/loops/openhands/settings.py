@@ -30,13 +30,20 @@ MAX_ITERATIONS: Final = 500
 KEYLESS: Final = "no-key"
 """What stands for a key that is not given: without one the client library would take the node's own environment's."""
 TERMINAL: Final = "terminal"
+RESERVED: Final = "OPENHANDS_AGENT_"
+"""How the names begin under which the secrets of a client's agent are kept. Who could give one could replace a model's key."""
 
 _NAMED = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]{0,127})")
+_SECRET_WORDS = re.compile(
+    "authorization|cookie|credential|key|password|secret|session|token|^(headers|env)$", re.IGNORECASE
+)
+"""Names that stand for secrets, as the SDK masks them; it holds their values as plain text all the same."""
 _REFUSED = {
     "browser_tool_set": "its browser would outlive the owner",
     "task_tool_set": "its sub-conversations would not be in the journal",
     "task": "its sub-conversations would not be in the journal",
     "delegate": "its sub-conversations would not be in the journal",
+    "glob": "without ripgrep it changes the folder of the whole server",
     "workflow_tool_set": "its sub-conversations would not be in the journal",
     "workflow": "its sub-conversations would not be in the journal",
     "start_child_conversation": "its sub-conversations would not be in the journal",
@@ -105,11 +112,20 @@ def check(settings: JsonObject, sdk: Sdk, node: NodeModel) -> None:
     """
     named = {name: f"the value of {name}" for name in credentials(settings)}
     wanted = wish(settings, sdk, node, named, None)
+    for root in ("agent", "llm"):
+        for place, text in plain_secrets_in(settings.get(root), root):
+            if not _NAMED.fullmatch(text):
+                raise _in_clear(place)
     for place, value in secrets_in(wanted.agent, "agent"):
         own = "llm" not in settings and "agent" not in settings
         if value not in (*named.values(), KEYLESS) and not own:
-            remedy = f'put it into the vault, name it in settings.credentials, and write "${place[-1].upper()}" here'
-            raise InvalidInputError(f"settings.{'.'.join(place)}", "holds a secret itself", remedy)
+            raise _in_clear(place)
+
+
+def _in_clear(place: tuple[str, ...]) -> InvalidInputError:
+    name = re.sub(r"[^A-Za-z0-9]+", "_", place[-1]).strip("_").upper()
+    remedy = f'put it into the vault, name it in settings.credentials, and write "${name}" here'
+    return InvalidInputError(f"settings.{'.'.join(place)}", "holds a secret itself", remedy)
 
 
 def shown_agent(settings: JsonObject, sdk: Sdk, node: NodeModel) -> JsonObject:
@@ -164,6 +180,8 @@ def _agent(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str,
             raise InvalidInputError(
                 "settings.agent.mcp_config", "is not taken: servers of MCP outlive the owner", "leave it out"
             )
+        if agent.agent_context is not None:
+            _insist_on_context(agent.agent_context)
         return agent
     asked = settings.get("llm")
     if asked is not None:
@@ -172,6 +190,22 @@ def _agent(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str,
             asked = {**asked, "api_key": KEYLESS}
     llm = validated(sdk.LLM, node.as_settings() if asked is None else asked, "settings.llm")
     return sdk.default_agent(llm=llm, cli_mode=True)
+
+
+def _insist_on_context(context: Any) -> None:
+    """Nothing in it that the SDK would fetch by itself, and then run in the server's process."""
+    field = "settings.agent.agent_context"
+    if context.registered_marketplaces:
+        raise InvalidInputError(
+            f"{field}.registered_marketplaces",
+            "is not taken: hooks of plugins run in the server itself",
+            "leave it out",
+        )
+    for name, source in cast("Mapping[str, Any]", context.secrets or {}).items():
+        if not isinstance(source, str) and type(source).__name__ != "StaticSecret":
+            remedy = "send its value, or name it in the settings' credentials with refresh (docs/how-to/credentials.md)"
+            where = f"{field}.secrets.{name[:80]}"
+            raise InvalidInputError(where, "is to be looked up elsewhere, which is not offered", remedy)
 
 
 def _filled(value: Json, values: Mapping[str, str], used: set[str], field: str) -> Json:
@@ -241,3 +275,51 @@ def secrets_in(value: Any, *place: str) -> Iterator[tuple[tuple[str, ...], str]]
     elif isinstance(value, list | tuple):
         for at, part in enumerate(cast("Sequence[Any]", value)):
             yield from secrets_in(part, *place, str(at))
+
+
+def plain_secrets_in(value: Json, *place: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every secret in the JSON of an agent or a model that the SDK holds as plain text, with where it stands: added headers,
+    the context's secrets, and what a provider's own parameters call a key."""
+    match value:
+        case Mapping():
+            for name, part in value.items():
+                here = (*place, name)
+                if name == "extra_headers" or (name == "secrets" and place[-1:] == ("agent_context",)):
+                    yield from ((at, text) for at, text in _keys_in(part, True, *here) if at[:-1] == here)
+                elif name == "litellm_extra_body":
+                    yield from _keys_in(part, False, *here)
+                else:
+                    yield from plain_secrets_in(part, *here)
+        case list() | tuple():
+            for at, part in enumerate(value):
+                yield from plain_secrets_in(part, *place, str(at))
+        case _:
+            return
+
+
+def _keys_in(value: Json, secret: bool, *place: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    match value:
+        case str() if secret and value:
+            yield place, value
+        case Mapping():
+            for name, part in value.items():
+                yield from _keys_in(part, secret or _SECRET_WORDS.search(name) is not None, *place, name)
+        case list() | tuple():
+            for at, part in enumerate(value):
+                yield from _keys_in(part, secret, *place, str(at))
+        case _:
+            return
+
+
+def names_in(value: Json) -> set[str]:
+    """The credentials that settings of an agent or a model refer to."""
+    match value:
+        case str():
+            named = _NAMED.fullmatch(value)
+            return {named[1]} if named else set()
+        case Mapping():
+            return set[str]().union(*(names_in(part) for part in value.values()))
+        case list() | tuple():
+            return set[str]().union(*(names_in(part) for part in value))
+        case _:
+            return set()

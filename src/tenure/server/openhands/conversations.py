@@ -12,6 +12,7 @@ from tenure.abc import Accepted, Creation, Deleted, Filters, Stale, Submit, Unkn
 from tenure.errors import InvalidInputError, UnknownConversationError
 from tenure.journal import Delivery
 from tenure.loops.openhands.requests import secret_value
+from tenure.loops.openhands.settings import names_in
 from tenure.node import sealing
 from tenure.server.commands import accepted
 from tenure.server.openhands.commands import message_body
@@ -179,13 +180,16 @@ class SdkConversations:
         """Into the vault; the settings name them, and the next turn has them.
 
         A value that is replaced stands under another name in the vault than the one before: so a new reference tells
-        the owner, and who reads the old one meanwhile finds it.
+        the owner, and who reads the old one meanwhile finds it. What the agent's models use is not replaced in passing.
         """
         record, body = await self.place.record(request.path_params["id"]), await body_of(request)
         given = body.get("secrets")
         if not isinstance(given, dict):
             raise InvalidInputError("secrets", "must be an object of names and values", "correct it")
         values = {name: secret_value(name, one) for name, one in cast("dict[str, Any]", given).items()}
+        for name in values.keys() & names_in([record.settings.get("agent"), record.settings.get("llm")]):
+            remedy = "choose another name; tenure vault put changes the agent's own"
+            raise InvalidInputError(f"secrets.{name}", "is a key of the conversation's agent", remedy)
         credentials: dict[str, Json] = dict(cast("Mapping[str, Json]", record.settings.get("credentials") or {}))
         for name, value in values.items():
             kept = name if credentials.get(name) != f"vault:{name}" else f"{name}.next"
