@@ -1,9 +1,13 @@
 """``tenure doctor`` against stores that are broken on purpose, and beside a node that lives."""
 
+import asyncio
 import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -13,17 +17,22 @@ import redis_servers
 from typer.testing import CliRunner
 
 import tenure
-from tenure.abc import Append, Appended, AppendResult, Fenced, Filters, Finding, Turn, Verdict
+from tenure.abc import Append, Appended, AppendResult, Fenced, Filters, Finding, Turn, Verdict, clock_finding
 from tenure.cli.doctor.examination import exit_of, findings_of
 from tenure.cli.doctor.latency import latency_finding, quantile
 from tenure.cli.exits import Exit
 from tenure.cli.tree import tree
-from tenure.clock import Instant
+from tenure.clock import Instant, SystemClock
 from tenure.config import Config
 from tenure.errors import StoreUnfitError
 from tenure.lease import Timing
 from tenure.stores import open_store
 from tenure.stores.memory import MemoryStore
+from tenure.stores.postgres import fitness as postgres_fitness
+from tenure.stores.redis import examination as redis_examination
+from tenure.stores.redis import fitness
+from tenure.stores.redis.address import Endpoint
+from tenure.stores.redis.servers import Servers
 from tenure.stores.sqlite import examination as sqlite_examination
 from tenure.testing.postgres import PostgresServer
 from tenure.testing.processes import free_port
@@ -178,14 +187,34 @@ async def test_a_file_of_another_release(tmp_path: Path, schema: int, says: str)
         await made(path)
 
 
-async def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = await made(tmp_path / "store.db")
-    path.chmod(0o400)
-    if os.geteuid() == 0:  # whom no mode stops
-        monkeypatch.setattr(sqlite_examination, "_is_writable", lambda path: bool(path.stat().st_mode & 0o200))
-    found = await findings_of(sqlite_url(path), TIMING)
-    assert [one.name for one in found if one.verdict is Verdict.BROKEN] == ["permissions"]
-    assert found[-1].what == "not tried"
+AS_NOBODY = """
+import asyncio, json, os, sys, tempfile
+from tenure.cli.doctor.examination import exit_of, findings_of
+from tenure.lease import Timing
+if os.geteuid() == 0:  # whom no mode stops
+    with tempfile.TemporaryDirectory() as folder:  # once before, for what that imports
+        assert not exit_of(asyncio.run(findings_of(f"sqlite:///{folder}/store.db", Timing())))
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+found = asyncio.run(findings_of(sys.argv[1], Timing()))
+print(json.dumps([finding.as_json() for finding in found]))
+sys.exit(exit_of(found))
+"""
+
+
+@pytest.mark.blocking_ok  # who examines is a process of another user
+def test_a_file_that_cannot_be_written():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to others
+        os.chmod(folder, 0o777)
+        path = asyncio.run(made(Path(folder) / "store.db"))
+        path.chmod(0o444)
+        command = [sys.executable, "-c", AS_NOBODY, sqlite_url(path)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == Exit.FAILED, said.stderr
+    found = json.loads(said.stdout)
+    assert [one["name"] for one in found if one["verdict"] == "broken"] == ["permissions"]
+    assert found[-1]["what"] == "not tried"
 
 
 async def test_a_folder_that_is_not_there_and_a_disk_that_is_nearly_full(
@@ -212,8 +241,12 @@ async def test_a_redis_that_is_set_wrongly(own: RedisServer):
     own.told("CONFIG", "SET", "appendfsync", "everysec")
     assert (await examined(own.url()))["persistence"].verdict is Verdict.RISKY
     own.told("CONFIG", "SET", "appendonly", "no")
-    found = await examined(own.url())
-    assert (found["persistence"].what, found["persistence"].remedy) == ("appendonly is off", "set appendonly yes")
+    without = await findings_of(own.url(), TIMING)
+    (persistence,) = (one for one in without if one.name == "persistence")
+    assert (persistence.what, persistence.remedy) == ("appendonly is off", "set appendonly yes")
+    assert (persistence.verdict, exit_of(without)) == (Verdict.RISKY, Exit.OK), "a risk is for people to weigh"
+    assert without[-1].verdict is Verdict.FINE, "and all the rest was tried"
+    own.told("FLUSHALL")
     own.told("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     evicting = await findings_of(own.url(), TIMING)
     assert [one.name for one in evicting if one.verdict is Verdict.BROKEN] == ["eviction"]
@@ -221,7 +254,84 @@ async def test_a_redis_that_is_set_wrongly(own: RedisServer):
     assert own.told("DBSIZE") == 0, "nothing was tried, and nothing written"
 
 
+async def test_a_redis_whose_snapshot_failed_and_one_that_is_nearly_full(own: RedisServer):
+    (own.folder / f"{own.port}.rdb").mkdir()  # where the snapshot should go
+    own.told("BGSAVE")
+    until(lambda: own.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot fails")
+    failed = (await examined(own.url()))["health"]
+    assert (failed.verdict, "snapshot" in failed.what) == (Verdict.RISKY, True)
+    (own.folder / f"{own.port}.rdb").rmdir()
+    own.told("BGSAVE")
+    until(lambda: own.info("persistence")["rdb_last_bgsave_status"] == "ok", "the next one does not")
+    assert (await examined(own.url()))["health"].verdict is Verdict.FINE
+    own.told("CONFIG", "SET", "maxmemory", int(int(own.info("memory")["used_memory"]) * 1.08))
+    full = (await examined(own.url()))["health"]
+    assert (full.verdict, "of its maxmemory" in full.what, exit_of([full])) == (Verdict.RISKY, True, Exit.OK)
+
+
+@pytest.mark.parametrize(
+    ("said", "broken"), [({"redis_version": "6.0.16"}, "version"), ({"aof_last_write_status": "err"}, "health")]
+)
+async def test_a_redis_that_is_too_old_and_one_whose_disk_is_full(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], broken: str
+):
+    """What no server at hand is: its own word for it is put into its mouth."""
+    honest = fitness.info
+
+    async def info(servers: Servers, endpoint: Endpoint) -> dict[str, str]:
+        return await honest(servers, endpoint) | said
+
+    monkeypatch.setattr(fitness, "info", info)
+    found = await findings_of(redis.url(prefix=redis_servers.prefix()), TIMING)
+    assert ([one.name for one in found if one.verdict is Verdict.BROKEN], exit_of(found)) == ([broken], Exit.FAILED)
+
+
+async def test_a_postgres_and_an_sqlite_that_are_too_old(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(postgres_fitness, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(sqlite_examination, "OLDEST_SQLITE", (99, 0, 0))
+    for url in (postgres.url(schema=postgres_servers.schema()), sqlite_url(tmp_path / "store.db")):
+        found = await findings_of(url, TIMING)
+        assert ([one.name for one in found if one.verdict is Verdict.BROKEN], exit_of(found)) == (
+            ["version"],
+            Exit.FAILED,
+        )
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "uncertain_s", "verdict", "says"),
+    [
+        (0.4, 0.0, Verdict.FINE, "0.400 s ahead of"),
+        (0.6, 0.2, Verdict.FINE, "± 0.200 s"),
+        (0.6, 0.05, Verdict.RISKY, "0.600 s ahead of"),
+        (-7200.0, 0.001, Verdict.RISKY, "7200.000 s behind"),
+    ],
+)
+def test_clocks_are_apart_when_that_is_certain(offset_s: float, uncertain_s: float, verdict: Verdict, says: str):
+    finding = clock_finding(offset_s, uncertain_s, "the clock of db")
+    assert (finding.name, finding.verdict) == ("clock", verdict)
+    assert says in finding.what
+    assert finding.remedy == ("run NTP on both machines" if verdict is Verdict.RISKY else "")
+    assert exit_of([finding]) is Exit.OK
+
+
+async def test_a_redis_whose_clock_is_off(redis: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    class Behind(SystemClock):  # type: ignore[misc] - final, for everybody but this test
+        def now(self) -> Instant:
+            return Instant(super().now().unix_s - 60)
+
+    monkeypatch.setattr(redis_examination, "SystemClock", Behind)
+    off = (await examined(redis.url(prefix=redis_servers.prefix())))["clock"]
+    assert (off.verdict, "s ahead of this machine's" in off.what) == (Verdict.RISKY, True)
+
+
 async def test_a_replica_and_what_its_primary_may_lose(own: RedisServer):
+    alone = await findings_of(own.url(wait=1), TIMING)
+    (hopeless,) = (one for one in alone if one.verdict is Verdict.BROKEN)
+    assert (hopeless.name, exit_of(alone)) == ("replication", Exit.FAILED)
+    assert hopeless.what.startswith("wait=1, 0 replicas connected")
+    assert hopeless.remedy == "attach a replica, or drop ?wait= from the store's URL"
     options = {"replicaof": f"127.0.0.1 {own.port}"}
     with RedisServer(redis_servers.folder(), binary=redis_binary(), options=options) as replica:
         until(lambda: replica.info("replication").get("master_link_status") == "up", "it follows")
@@ -232,6 +342,7 @@ async def test_a_replica_and_what_its_primary_may_lose(own: RedisServer):
         assert asynchronous.verdict is Verdict.RISKY
         assert "bytes behind" in asynchronous.what
         assert (await examined(own.url(wait=1)))["replication"].verdict is Verdict.FINE
+        assert (await examined(own.url(wait=2)))["replication"].what.startswith("wait=2, 1 replicas connected")
 
 
 async def test_a_redis_user_who_may_not_do_all(own: RedisServer):
@@ -259,9 +370,10 @@ async def test_a_redis_of_another_release(redis: RedisServer, schema: int, says:
     async with open_store(url):
         assert (await examined(url))["schema"].what == "layout 1, 64 partitions"
     redis.told("HSET", f"{prefix}:{{nodes}}:store", "schema", schema)
-    found = (await examined(url))["schema"]
-    assert found.verdict is Verdict.BROKEN
-    assert says in found.what
+    found = await findings_of(url, TIMING)
+    (layout,) = (one for one in found if one.verdict is Verdict.BROKEN)
+    assert (layout.name, exit_of(found)) == ("schema", Exit.FAILED)
+    assert says in layout.what
     with pytest.raises(StoreUnfitError, match=says):
         await open_store(url).__aenter__()
 

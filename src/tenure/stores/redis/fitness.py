@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 OLDEST = (6, 2)
 SETTINGS = ("maxmemory-policy", "appendonly", "appendfsync")
 
+PASSING = ("replication", "health")
+"""What ends by itself, on one server of many maybe: it is known by writes that go unanswered, and refuses no opening."""
+NEARLY_FULL = 0.9
+
 
 async def examine(servers: Servers) -> tuple[str, ...]:
     """Look at every server that takes writes; what it weakens, as sentences.
@@ -33,9 +37,9 @@ async def examine(servers: Servers) -> tuple[str, ...]:
     """
     found = await findings(servers)
     for finding in found:
-        if finding.verdict is Verdict.BROKEN:
+        if finding.verdict is Verdict.BROKEN and finding.name not in PASSING:
             raise StoreUnfitError(finding.sentence)
-    return tuple(finding.sentence for finding in found if finding.verdict is Verdict.RISKY)
+    return tuple(finding.sentence for finding in found if finding.verdict is not Verdict.FINE)
 
 
 async def findings(servers: Servers) -> list[Finding]:
@@ -68,7 +72,8 @@ async def _findings_on(servers: Servers, endpoint: Endpoint) -> dict[Finding, No
         *_role(endpoint, told),
         *_eviction(endpoint, settings),
         *_persistence(settings),
-        *_replication(servers, told),
+        *_replication(servers, endpoint, told),
+        *_health(endpoint, told),
     )
     return dict.fromkeys(judged)
 
@@ -157,19 +162,24 @@ def _persistence(settings: dict[str, str]) -> Iterator[Finding]:
         yield fine("persistence", "every write is synced to disk before it is answered (appendfsync always)")
 
 
-def _replication(servers: Servers, told: dict[str, str]) -> Iterator[Finding]:
+def _replication(servers: Servers, endpoint: Endpoint, told: dict[str, str]) -> Iterator[Finding]:
     replicas, wait = int(told.get("connected_slaves", "0")), servers.address.wait
-    if not (servers.address.mode is Mode.SENTINEL or servers.is_cluster or replicas > 0):
-        yield fine("replication", "a single server: no fail-over, and none that loses writes")
+    if wait > replicas:
+        yield broken(
+            "replication", f"wait={wait}, {replicas} replicas connected to {endpoint}", "no write can count",
+            "attach a replica, or drop ?wait= from the store's URL" if wait == 1 else "attach replicas, or lower ?wait=",
+        )  # fmt: skip
     elif wait:
         yield fine("replication", f"a write counts when {wait} replica(s) have it ({replicas} connected)")
-    else:
+    elif servers.address.mode is Mode.SENTINEL or servers.is_cluster or replicas > 0:
         yield risky(
             "replication",
             "replication is asynchronous" + _behind(told),
             "a fail-over can lose accepted writes that no replica had yet (G4), and an epoch may be granted again",
             "add ?wait=1 to the store's URL, so that a write counts when a replica has it",
         )
+    else:
+        yield fine("replication", "a single server: no fail-over, and none that loses writes")
 
 
 def _behind(told: dict[str, str]) -> str:
@@ -182,3 +192,32 @@ def _behind(told: dict[str, str]) -> str:
 
 def _is_replica(name: str) -> bool:
     return name.startswith("slave") and name[5:].isdigit()
+
+
+def _health(endpoint: Endpoint, told: dict[str, str]) -> Iterator[Finding]:
+    """Whether it could write lately, and has room to."""
+    used, most = int(told.get("used_memory", "0")), int(told.get("maxmemory", "0"))
+    ails = False
+    if told.get("aof_last_write_status", "ok") != "ok":
+        ails = True
+        yield broken(
+            "health", f"{endpoint} could not append to its file", "it refuses every write until it can",
+            "look at the server's log and at its disk",
+        )  # fmt: skip
+    if told.get("rdb_last_bgsave_status", "ok") != "ok":
+        ails = True
+        yield risky(
+            "health", f"the last snapshot of {endpoint} failed",
+            "with save points set it refuses every write until one succeeds (stop-writes-on-bgsave-error)",
+            "look at the server's log, its disk and its memory, then run BGSAVE",
+        )  # fmt: skip
+    if most and used >= NEARLY_FULL * most:
+        ails = True
+        yield risky(
+            "health", f"{endpoint} uses {used / most:.0%} of its maxmemory", "when it is full, nothing is accepted any more",
+            "raise maxmemory, delete conversations, or move other programs' keys elsewhere",
+        )  # fmt: skip
+    if not ails:
+        yield fine(
+            "health", "the server could write lately, and has room to" + (f" ({used / most:.0%})" if most else "")
+        )
