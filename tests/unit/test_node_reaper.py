@@ -10,6 +10,7 @@ from tenure.conversation import RETIRED
 from tenure.errors import ProvisioningError
 from tenure.lease import Epoch, IncarnationId
 from tenure.node.reaper import Reaper
+from tenure.testing.provider import Fail, FaultyProvider, Hang, Machine
 
 
 async def for_ever(_: object = None) -> None:
@@ -132,6 +133,91 @@ async def test_the_runtime_and_the_workspace_of_the_deleted_go(cluster: Cluster)
     await cluster.store.delete(C, Epoch(1), "test")
     assert await reap(node) == 1
     assert gone == [(name, name.rsplit(".", 1)[0])]
+
+
+@in_virtual_time
+async def test_the_files_of_the_deleted_go_though_no_runtime_names_them_any_more(cluster: Cluster):
+    """It was deleted elsewhere, or the provider was away then, after its runtime had ended with its tenure."""
+    machine = Machine()
+    provider = FaultyProvider(machine)
+    node = await cluster.add(provider=provider, idle_s=0.1)  # type: ignore[arg-type]
+    for name in ("c1", "c2"):
+        await node.start(name)
+        await until(lambda name=name: cluster.owner(name) is None)
+    identity = node.node._identity
+    machine.workspaces["othersto.c1"] = machine.workspaces[f"{identity}.nobody"] = {}
+    assert machine.standing == {} and len(machine.workspaces) == 4
+    await reap(node)
+    assert len(machine.workspaces) == 4, "nobody was deleted"
+    await cluster.store.delete("c1", Epoch(1), "test")
+    provider.will("discard", Fail("busy"))
+    await reap(node)
+    assert len(machine.workspaces) == 4
+    await reap(node)
+    assert set(machine.workspaces) == {f"{identity}.c2", "othersto.c1", f"{identity}.nobody"}
+
+
+@in_virtual_time
+async def test_many_workspaces_are_looked_at_in_several_rounds(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tenure.node.reaper.WORKSPACES", 2)
+    machine = Machine()
+    node = await cluster.add(provider=FaultyProvider(machine), idle_s=0.1)  # type: ignore[arg-type]
+    names = [f"c{number}" for number in range(5)]
+    for name in names:
+        await node.start(name)
+        await until(lambda name=name: cluster.owner(name) is None)
+    for name in ("c0", "c4"):
+        await cluster.store.delete(name, Epoch(1), "test")
+    incarnation = node.node._incarnation
+    assert incarnation is not None
+    reaper, left = Reaper(incarnation), list[int]()
+    for _ in range(3):
+        await node.ask(reaper.reap())
+        left.append(len(machine.workspaces))
+    assert left == [4, 4, 3]
+    await cluster.store.delete("c1", Epoch(1), "test")
+    await node.ask(reaper.reap())
+    assert len(machine.workspaces) == 2, "after the last one it is the first ones' turn again"
+
+
+@in_virtual_time
+async def test_a_journal_that_has_not_moved_on_is_not_read_again(cluster: Cluster):
+    node, other = [await cluster.add(provider=keeping(cluster)) for _ in range(2)]
+    await other.start()
+    incarnation = node.node._incarnation
+    assert incarnation is not None
+    reaper = Reaper(incarnation)
+    counts: list[int] = []
+    for _ in range(2):
+        await node.ask(reaper.reap())
+        await node.ask(reaper.reap())
+        counts.append(node.rig.count("read"))
+        await cluster.say()
+        await until(lambda: cluster.events("turn_completed"))
+    assert counts[0] == counts[1] - 1 > 0, "once for each head"
+    name = str(cluster.fold().runtime)
+    other.kill()
+    cluster.standing.pop(name)
+    await asyncio.sleep(3)
+    await node.start()
+    assert cluster.fold().runtime != name
+    cluster.standing[name] = C  # as a zombie's comes up late
+    await node.ask(reaper.reap())
+    assert name not in cluster.standing, "what was the current one once is judged anew"
+
+
+@in_virtual_time
+async def test_a_provider_that_hangs_costs_a_period_at_most(cluster: Cluster):
+    provider = FaultyProvider(Machine(), outlives_node=True)
+    node = await cluster.add(provider=provider, reap_s=5)  # type: ignore[arg-type]
+    provider.will("configure", Fail("no"))
+    provider.will("discard", Fail("busy"))
+    provider.will("list", Hang())
+    with pytest.raises(ProvisioningError):
+        await node.start()
+    assert len(provider.machine.standing) == 1
+    await asyncio.sleep(3 * 5 * 1.2)
+    assert provider.machine.standing == {}
 
 
 @in_virtual_time

@@ -166,6 +166,11 @@ class RuntimeProvider(abc.ABC):
     async def list(self) -> Sequence[tuple[str, str]]:
         """(name, conversation) of every runtime of this store that the provider has; for the reaper."""
 
+    async def workspaces(self) -> Sequence[str]:
+        """The names of all workspaces that the provider keeps, whether a runtime uses them or not; for the reaper, which
+        discards those of deleted conversations. Default: none, for a provider whose files end with their runtime."""
+        return ()
+
     async def close(self) -> None:  # noqa: B027 - optional
         """Give back connections and threads; runtimes stay as they are. Default: nothing to give back."""
 

@@ -1,5 +1,10 @@
 """Destroys runtimes that nobody needs: those that the journal calls discarded, lost or superseded, or whose
-conversation is deleted. Periodically, and never by comparing epochs: a zombie may provision after its successor (rule 14)."""
+conversation is deleted; and workspaces of the deleted that no runtime names any more. Periodically, and never by comparing
+epochs: a zombie may provision after its successor (rule 14).
+
+A round costs one answer of the provider for its runtimes and one for its workspaces, and the records of their
+conversations; a journal is read only if its record moved on since it was last read here.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +21,23 @@ from tenure.node import progress
 from tenure.node.reasons import reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from tenure.abc import RuntimeProvider, Store
+    from tenure.conversation import Record
     from tenure.facts import Facts
     from tenure.journal import JsonObject
     from tenure.node.incarnation import Incarnation
+    from tenure.node.tenure import Means
 
 
 FIRST_LOOK_S = 0.5
 FORGET_S = 30.0
 ANSWER_S = 60.0
-"""How long the provider may take for one of these answers; one that hangs costs a round, not the reaper."""
+"""How long the provider may take for one of these answers, or a period if that is shorter; one that hangs costs a round,
+not the reaper."""
+RECORDS, WORKSPACES = 50, 1000
+"""How many records are asked for at once; of how many workspaces in a round, the others follow."""
 REQUEST = "request"
 """Papers that ask one incarnation for something: ``INCARNATION/WHAT``."""
 
@@ -72,11 +84,20 @@ class Reaper:
 
     def __init__(self, incarnation: Incarnation) -> None:
         self._incarnation = incarnation
+        self._judged: dict[str, tuple[int, int]] = {}
+        """The epoch and the head at which the journal called a runtime the current one, or did not know it."""
+        self._last = ""
+        """The workspace at which the last round ended."""
+
+    @property
+    def _means(self) -> Means:
+        means = self._incarnation.means
+        assert means is not None, "registered"
+        return means
 
     async def run(self) -> None:
         """Look at every period, and ever more rarely after a loss: the new owner has yet to say what it supersedes."""
-        means = self._incarnation.means
-        assert means is not None, "registered"
+        means = self._means
         pause_s = means.config.reap_s
         while True:
             lost_one = await self._waited(pause_s * means.rng.uniform(0.8, 1.2))
@@ -96,35 +117,86 @@ class Reaper:
 
     async def reap(self) -> int:
         """One look; how many runtimes were destroyed."""
-        means = self._incarnation.means
-        assert means is not None, "registered"
-        gone = 0
-        async with asyncio.timeout(ANSWER_S):
+        means = self._means
+        async with self._bounded():
             found = await means.provider.list()
-        for name, conversation in found:
-            tenure = self._incarnation.holds(conversation)
-            if not named_by(means.identity, name) or (tenure is not None and tenure.fold.runtime == name):
-                continue
-            try:
-                verdict = await self._verdict(name, conversation)
-                if verdict is None:
-                    continue
-                workspace = runtime_names(means.identity, conversation, 0)[1] if verdict == "deleted" else None
-                async with asyncio.timeout(ANSWER_S):
-                    await means.provider.discard(name, workspace)
-            except StoreUnavailableError:
-                raise
-            except Exception as error:  # one that cannot be judged or destroyed does not keep the others
-                means.facts.tell(facts.RuntimeLeft(name, reason_of(error)))
-            else:
-                gone += 1
-                means.facts.tell(facts.RuntimeReaped(conversation, name, verdict))
+        ours = [(name, conversation) for name, conversation in found if self._may_be_left(name, conversation)]
+        records = await self._records([conversation for _, conversation in ours])
+        names = {name for name, _ in ours}
+        self._judged = {name: seen for name, seen in self._judged.items() if name in names}
+        gone = 0
+        for name, conversation in ours:
+            gone += await self._reap(name, conversation, records.get(conversation))
+        await self._reap_workspaces({conversation for _, conversation in ours})
         return gone
+
+    def _may_be_left(self, name: str, conversation: str) -> bool:
+        tenure = self._incarnation.holds(conversation)
+        return named_by(self._means.identity, name) and (tenure is None or tenure.fold.runtime != name)
+
+    async def _reap(self, name: str, conversation: str, record: Record | None) -> bool:
+        """Whether it was destroyed. One that cannot be judged or destroyed does not keep the others."""
+        means = self._means
+        if record is None or self._judged.get(name) == (record.epoch, record.head):
+            return False
+        try:
+            verdict = "deleted" if record.deleted else await self._verdict(name, conversation)
+            if verdict is None:
+                self._judged[name] = (record.epoch, record.head)
+                return False
+            workspace = runtime_names(means.identity, conversation, 0)[1] if verdict == "deleted" else None
+            async with self._bounded():
+                await means.provider.discard(name, workspace)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:
+            means.facts.tell(facts.RuntimeLeft(name, reason_of(error)))
+            return False
+        means.facts.tell(facts.RuntimeReaped(conversation, name, verdict))
+        return True
+
+    async def _reap_workspaces(self, seen: Collection[str]) -> None:
+        """Files of conversations that were deleted where nobody had a runtime to say so, or while the provider was away."""
+        means = self._means
+        async with self._bounded():
+            found = await means.provider.workspaces()
+        prefix = runtime_names(means.identity, "", 0)[1]
+        kept = sorted(name for name in found if name.startswith(prefix))
+        round_ = [name for name in kept if name > self._last][:WORKSPACES] or kept[:WORKSPACES]
+        self._last = round_[-1] if round_ else ""
+        conversations = {name.removeprefix(prefix): name for name in round_}
+        records = await self._records([c for c in conversations if c not in seen])
+        for conversation, record in records.items():
+            if record.deleted:
+                await self._forget(conversation)
+
+    async def _forget(self, conversation: str) -> None:
+        means = self._means
+        name, workspace = runtime_names(means.identity, conversation, 0)  # no epoch is 0: no runtime is called so
+        try:
+            async with self._bounded():
+                await means.provider.discard(name, workspace)
+        except Exception as error:
+            means.facts.tell(facts.FilesLeft(conversation, reason_of(error)))
+        else:
+            means.facts.tell(facts.RuntimeReaped(conversation, workspace, "deleted"))
+
+    def _bounded(self) -> asyncio.Timeout:
+        return asyncio.timeout(min(ANSWER_S, self._means.config.reap_s))
+
+    async def _records(self, conversations: Sequence[str]) -> dict[str, Record]:
+        """Of those that are known, deleted ones too."""
+        found: dict[str, Record] = {}
+        asked = list(dict.fromkeys(conversations))
+        for start in range(0, len(asked), RECORDS):
+            portion = asked[start : start + RECORDS]
+            answers = zip(portion, await self._means.store.records(portion), strict=True)
+            found |= {name: record for name, record in answers if record is not None}
+        return found
 
     async def _sweep_papers(self) -> None:
         """What starts have said of themselves whose node has died meanwhile, and what such a node was asked."""
-        means = self._incarnation.means
-        assert means is not None, "registered"
+        means = self._means
         asked = await means.store.list_papers(REQUEST)
         nodes = {n.incarnation: n for n in await means.store.nodes()}
         await progress.sweep(means.store, nodes)
@@ -135,8 +207,7 @@ class Reaper:
 
     async def _verdict(self, name: str, conversation: str) -> str | None:
         """Why the runtime may go; null while the journal does not say so, and for a conversation that is not known."""
-        means = self._incarnation.means
-        assert means is not None, "registered"
+        means = self._means
         state = Fold()
         first = True
         while True:
@@ -158,8 +229,7 @@ class Reaper:
 
     async def _was_requested(self, name: str, conversation: str) -> bool:
         """Whether the journal names the runtime: so long ago that the fold has forgotten it."""
-        means, after = self._incarnation.means, 0
-        assert means is not None, "registered"
+        means, after = self._means, 0
         while True:
             answer = await means.store.read(conversation, after, kinds=[RuntimeRequested.kind])
             events = answer.events if isinstance(answer, Reading) else ()

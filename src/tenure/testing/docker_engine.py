@@ -474,6 +474,10 @@ def _route(engine: Engine, method: str, path: str, query: dict[str, str], asked:
             return 200, engine.execs[exec_id].shape()
         case "POST", ["volumes", "create"]:
             return engine.create_volume(asked)
+        case "GET", ["volumes"]:
+            labels = json.loads(query.get("filters", "{}")).get("label", [])
+            volumes = [one for one in engine.volumes.values() if all(_has(one["Labels"] or {}, w) for w in labels)]
+            return 200, {"Volumes": volumes or None, "Warnings": None}
         case "DELETE", ["volumes", name]:
             return engine.remove_volume(name)
         case _:

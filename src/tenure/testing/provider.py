@@ -169,6 +169,9 @@ class FaultyProvider(RuntimeProvider):
         self.told("list", fault)
         return [] if isinstance(fault, Lie) else [(n, s.conversation) for n, s in self.machine.standing.items()]
 
+    async def workspaces(self) -> Sequence[str]:
+        return list(self.machine.workspaces)
+
     def kill_now(self) -> None:
         self.killed += 1
         if not self.outlives_node:

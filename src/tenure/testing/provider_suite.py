@@ -177,6 +177,20 @@ async def the_workspace_outlives_the_runtime_and_dies_with_the_conversation(stag
     await refused((await stage.provision(node, third)).read("folder/note"), FileNotFoundError)
 
 
+async def a_workspace_is_listed_from_its_first_runtime_until_it_is_discarded(stage: Stage) -> None:
+    """By every node, and while no runtime uses it: else nobody would know what a conversation left that was deleted."""
+    node, other = stage.node(), stage.node()
+    specs = [stage.spec(name) for name in ("plain", "Plain", "with blank", "ünï", "c" * 128)]
+    for spec in specs:
+        await stage.provision(node, spec)
+    await node.discard(specs[0].name)
+    kept = {spec.workspace for spec in specs}
+    assert kept & set(await other.workspaces()) == kept
+    await other.discard(specs[0].name, specs[0].workspace)
+    await other.discard(specs[1].name, specs[1].workspace)
+    assert kept & set(await other.workspaces()) == {spec.workspace for spec in specs[2:]}
+
+
 async def attach_finds_what_this_node_made(stage: Stage) -> None:
     node, spec = stage.node(), stage.spec()
     await (await stage.provision(node, spec)).write("note", "here")
@@ -375,6 +389,7 @@ NAMES: tuple[Case, ...] = (
     discard_destroys_that_runtime_alone,
     any_node_discards_and_once_more_is_fine,
     the_workspace_outlives_the_runtime_and_dies_with_the_conversation,
+    a_workspace_is_listed_from_its_first_runtime_until_it_is_discarded,
     attach_finds_what_this_node_made,
     files_are_bytes_and_texts_of_any_name_below_the_workspace,
     a_file_above_the_limit_is_refused,

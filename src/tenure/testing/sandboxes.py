@@ -136,7 +136,11 @@ class SandboxService:
         parts = [unquote(part) for part in path.split("/")[1:]]
         match method, parts:
             case "GET", ["runtimes"]:
-                return 200, self._list(query.get("cursor", ""))
+                shapes = {name: one.shape() for name, one in self.sandboxes.items()}
+                return 200, self._paged("runtimes", shapes, query.get("cursor", ""))
+            case "GET", ["workspaces"]:
+                kept = {name: {"name": name} for name in await self.provider.workspaces()}
+                return 200, self._paged("workspaces", kept, query.get("cursor", ""))
             case "PUT", ["runtimes", name]:
                 return self._create(name, json.loads(body))
             case "GET", ["runtimes", name]:
@@ -192,10 +196,10 @@ class SandboxService:
         self._waiting[method, path] += 1
         return self._waiting[method, path] <= self._late
 
-    def _list(self, cursor: str) -> dict[str, Any]:
-        names = sorted(name for name in self.sandboxes if name > cursor)
-        page = [self.sandboxes[name].shape() for name in names[: self._page]]
-        return {"runtimes": page, "next_cursor": names[self._page - 1] if len(names) > self._page else None}
+    def _paged(self, what: str, shapes: dict[str, dict[str, Any]], cursor: str) -> dict[str, Any]:
+        names = sorted(name for name in shapes if name > cursor)
+        page = [shapes[name] for name in names[: self._page]]
+        return {what: page, "next_cursor": names[self._page - 1] if len(names) > self._page else None}
 
     def _create(self, name: str, asked: dict[str, Any]) -> tuple[int, Any]:
         if name in self._gone:

@@ -234,6 +234,15 @@ class DockerProvider(RuntimeProvider):
         found = await self._labelled(NAME, CONVERSATION, step="list")
         return [(one["Labels"][NAME], one["Labels"][CONVERSATION]) for one in found]
 
+    async def workspaces(self) -> Sequence[str]:
+        """The names of all workspaces that have a volume.
+
+        :raises RuntimeFailure: with the daemon's reason.
+        """
+        wanted = {"label": [OF_WORKSPACE]}
+        found = await self._ask(lambda client: client.volumes(filters=wanted), step="list")
+        return [one["Labels"][OF_WORKSPACE] for one in found["Volumes"] or ()]
+
     async def close(self) -> None:
         await self._daemon.close()
 

@@ -215,12 +215,22 @@ class HttpProvider(RuntimeProvider):
 
         :raises RuntimeFailure: with the service's reason.
         """
-        found: list[tuple[str, str]] = []
+        return await self._listed("runtimes", lambda one: (str(one["name"]), str(one["conversation"])))
+
+    async def workspaces(self) -> Sequence[str]:
+        """The names of all workspaces that the service keeps.
+
+        :raises RuntimeFailure: with the service's reason.
+        """
+        return await self._listed("workspaces", lambda one: str(one["name"]))
+
+    async def _listed[T](self, what: str, read: Callable[[Any], T]) -> list[T]:
+        found: list[T] = []
         cursor = ""
         for _ in range(PAGES):
-            answer = (await self._service.ask("GET", f"/runtimes{cursor}", step="list")).json()
+            answer = (await self._service.ask("GET", f"/{what}{cursor}", step="list")).json()
             try:
-                found += [(str(one["name"]), str(one["conversation"])) for one in answer["runtimes"]]
+                found += [read(one) for one in answer[what]]
             except (KeyError, TypeError):
                 raise RuntimeFailure("the service's list is none", step="list") from None
             if not answer.get("next_cursor"):

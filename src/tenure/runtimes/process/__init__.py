@@ -1,7 +1,7 @@
 """The runtime ``process``: a folder and groups of processes on the node's own machine.
 
-Under the provider's root, ``workspaces/`` holds one folder per conversation and ``runtimes/`` one small file per
-runtime, whose path marks all of its processes (see :mod:`~tenure.runtimes.process.census`). So any node of the machine
+Under the provider's root, ``workspaces/`` holds one folder per conversation (``names/`` says whose, where the folder's own
+name does not) and ``runtimes/`` one small file per runtime, whose path marks all of its processes (see :mod:`~tenure.runtimes.process.census`). So any node of the machine
 can end what another one, dead or frozen, has left; and a process that a frozen node launches after its runtime was
 discarded finds the file gone and ends by itself.
 
@@ -321,6 +321,10 @@ class ProcessProvider(RuntimeProvider):
         """(name, conversation) of every runtime under the root that was not wholly discarded."""
         return await asyncio.to_thread(self._list)
 
+    async def workspaces(self) -> Sequence[str]:
+        """The names of all workspaces under the root; folders that conversations have named are nobody's here."""
+        return await asyncio.to_thread(self._kept)
+
     def kill_now(self) -> None:
         """Kill all that runs for this provider, and let nothing start in its runtimes any more. From any thread."""
         with self._lock:
@@ -343,20 +347,29 @@ class ProcessProvider(RuntimeProvider):
     def _place(self, workspace: str) -> Path:
         return self._root / "workspaces" / files.folder(workspace)
 
+    def _name(self, workspace: str) -> Path:
+        return self._root / "names" / f"{files.folder(workspace)}.json"
+
     def _make(self, spec: RuntimeSpec) -> Path:
         named = self.named_folder(spec.settings)
         if named is not None:
             named.mkdir(parents=True, exist_ok=True)  # its rights are its owner's business
+        elif files.folder(spec.workspace) != spec.workspace:
+            self._write(self._name(spec.workspace), {"workspace": spec.workspace})
         place, mark = named or self._place(spec.workspace), self._mark(spec.name)
         for folder in (self._root, place, mark.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if mark.exists() and not self._is_mine(spec.name):
             self._destroy(spec.name, None)
-        about = {"name": spec.name, "conversation": spec.conversation, "provider": self._id}
-        draft = mark.with_name(f".{self._id}.{secrets.token_hex(4)}")
-        draft.write_text(json.dumps(about), encoding="utf-8")
-        draft.replace(mark)
+        self._write(mark, {"name": spec.name, "conversation": spec.conversation, "provider": self._id})
         return place
+
+    def _write(self, file: Path, about: dict[str, str]) -> None:
+        """Whole or not at all."""
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = file.with_name(f".{self._id}.{secrets.token_hex(4)}")
+        draft.write_text(json.dumps(about), encoding="utf-8")
+        draft.replace(file)
 
     def _is_mine(self, name: str) -> bool:
         return _about(self._mark(name)).get("provider") == self._id
@@ -371,6 +384,7 @@ class ProcessProvider(RuntimeProvider):
                 raise RuntimeFailure(f"process {left[0].pid} of runtime {name} does not end", step="discard")
             if workspace is not None:
                 files.remove_tree(self._place(workspace))
+                self._name(workspace).unlink(missing_ok=True)
             mark.with_suffix(".sh").unlink(missing_ok=True)
             discarded.unlink(missing_ok=True)
         except OSError as error:
@@ -381,6 +395,12 @@ class ProcessProvider(RuntimeProvider):
         marks = [*places.glob("*.json"), *places.glob("*.discarded")]
         told = (_about(mark) for mark in marks)
         return sorted({(about["name"], about["conversation"]) for about in told if about})
+
+    def _kept(self) -> list[str]:
+        told = (_about(file) for file in (self._root / "names").glob("*.json"))
+        named = {files.folder(about["workspace"]): about["workspace"] for about in told if about}
+        folders = (place.name for place in (self._root / "workspaces").glob("*"))
+        return sorted(named.get(folder, folder) for folder in folders)
 
 
 def _about(mark: Path) -> dict[str, Any]:
