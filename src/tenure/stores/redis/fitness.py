@@ -25,7 +25,7 @@ OLDEST = (6, 2)
 SETTINGS = ("maxmemory-policy", "appendonly", "appendfsync")
 
 PASSING = ("replication", "health")
-"""What ends by itself, on one server of many maybe: it is known by writes that go unanswered, and refuses no opening."""
+"""What ends by itself, on one server of many maybe: writes go unanswered meanwhile, and opening is not refused."""
 NEARLY_FULL = 0.9
 
 
