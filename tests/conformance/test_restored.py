@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,14 @@ import redis_servers
 from tenure.abc import Append, Fenced, Load, Reading, Submit
 from tenure.clock import Deadline, Instant, SystemClock
 from tenure.config import Config
-from tenure.conversation import Fold, Settle, TurnState, fold
+from tenure.conversation import Fold, Settle, TurnState, fold, read_events
 from tenure.errors import StoreUnfitError
 from tenure.journal import TurnStarted, draft
-from tenure.node import Node
-from tenure.node.restoration import MARK, raise_epochs
+from tenure.loops import function_loop
+from tenure.loops.function import FunctionTurn
+from tenure.node import Copy, Node
+from tenure.node.restoration import MARK, floor_of, raise_epochs
+from tenure.runtimes.process import ProcessProvider
 from tenure.stores.memory import Disk, MemoryStore
 from tenure.stores.postgres import PostgresStore
 from tenure.stores.redis import RedisStore
@@ -73,26 +77,23 @@ class Sqlite:
 
 class Redis:
     def __init__(self, folder: Path, binary: Path) -> None:
-        self.server = RedisServer(redis_servers.folder(), binary=binary).start()
-        self.saved = folder / "dump.rdb"
+        self.folder = redis_servers.folder()
+        self.server = RedisServer(self.folder, binary=binary).start()
+        self.saved = folder / "saved"
 
     def store(self):
         return RedisStore(self.server.url())
 
     def back_up(self) -> None:
-        self.server.told("SAVE")
-        shutil.copy(self._dump(), self.saved)
-
-    def _dump(self) -> Path:
-        (_, folder), (_, name) = (self.server.told("CONFIG", "GET", part) for part in ("dir", "dbfilename"))
-        return Path(_text(folder)) / _text(name)
+        self.server.stop()
+        shutil.copytree(self.folder, self.saved)
+        self.server.start()
 
     def restore(self) -> None:
-        place = self._dump()
         self.server.stop()
-        for one in place.parent.glob("appendonly*"):
+        for one in self.folder.iterdir():
             shutil.rmtree(one) if one.is_dir() else one.unlink()
-        shutil.copy(self.saved, place)
+        shutil.copytree(self.saved, self.folder, dirs_exist_ok=True)
         self.server.start()
 
     def close(self) -> None:
@@ -122,10 +123,6 @@ class Postgres:
         subprocess.run(command, check=True, timeout=60)
 
     def close(self) -> None: ...
-
-
-def _text(reply: object) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 STORES: list = [pytest.param(Memory, id="memory"), pytest.param(Sqlite, id="sqlite")]
@@ -191,6 +188,7 @@ async def test_after_a_restore_no_epoch_is_granted_twice_and_zombies_are_refused
             former[name] = writer.lease.epoch
 
     async def afterwards(stage: Stage) -> None:
+        assert [(await stage.record(name)).epoch for name in former] == [1, 1, 1], "the store was set back"
         done = await raise_epochs(stage.store, SystemClock())
         assert done.conversations == 3
         for name, batches in zombies.items():
@@ -206,6 +204,54 @@ async def test_after_a_restore_no_epoch_is_granted_twice_and_zombies_are_refused
         assert accepted.record.wanted  # type: ignore[union-attr]
         again = await raise_epochs(stage.store, Later())
         assert again.floor > done.floor
+
+    await on(kept, before)
+    kept.back_up()
+    await on(kept, former_life)
+    kept.restore()
+    await on(kept, afterwards)
+
+
+@pytest.mark.blocking_ok
+async def test_what_was_created_after_the_backup_never_has_an_epoch_again_that_it_had(kept, tmp_path: Path):
+    """Ids that are derived from keys come back. Whatever creates or claims one then: its epoch, its runtimes' names and its
+    fencing token are new."""
+    former: dict[str, Append] = {}
+    names = ("claimed", "sent", "copied")
+
+    async def former_life(stage: Stage) -> None:
+        for name in names:
+            await stage.store.submit(Submit(name, None, CREATION))
+            writer = await a_claim(stage, name)
+            former[name] = writer.batch(note("late"))
+
+    async def echo(turn: FunctionTurn) -> None:
+        await turn.emit("reply", {})
+
+    async def afterwards(stage: Stage) -> None:
+        assert await stage.store.records(names) == [None] * len(names), "the store was set back"
+        raised = await raise_epochs(stage.store, SystemClock())
+        agents = {"echo": function_loop(echo)}
+        async with Node(kept.store(), agents, provider=ProcessProvider(tmp_path / "runtimes")) as node:
+            async with node.hold("claimed", agent="mine") as lease:
+                assert lease.epoch > raised.floor
+            kept_journal = expect(Reading, await stage.store.read("kept")).events
+            recording = read_events([e.as_json() for e in kept_journal], {}, event_bytes=1 << 20)
+            await node.rehydrate(Copy("copied", recording, replace(CREATION, agent="echo")))
+            await node.submit(Submit("sent", message("hello"), replace(CREATION, agent="echo")))
+            async with asyncio.timeout(30):
+                while (await stage.record("sent")).unsettled:
+                    await asyncio.sleep(0.01)
+        for name in names:
+            assert (await stage.record(name)).epoch > raised.floor > former[name].lease.epoch, name
+            assert isinstance(await stage.store.append(former[name]), Fenced)
+            fold(Fold(), expect(Reading, await stage.store.read(name)).events)
+        again = await raise_epochs(stage.store, Later())
+        assert await floor_of(stage.store) == again.floor > raised.floor
+
+    async def before(stage: Stage) -> None:
+        await stage.store.submit(Submit("kept", message("hi"), CREATION))
+        assert await floor_of(stage.store) == 0
 
     await on(kept, before)
     kept.back_up()

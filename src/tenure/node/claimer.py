@@ -204,6 +204,7 @@ class Claimer:
                 node=config.node,
                 address=config.public_address,
                 why="wanted" if w.owner is None else "takeover",
+                floor=self._means.floor,
                 death=deaths[w.owner],
             )
             for w in wanted

@@ -266,6 +266,7 @@ def _claim_of(
         why="start" if wish.forced is None else "forced",
         forced=wish.forced is not None,
         create=creation,
+        floor=means.floor,
         death=death,
     )
 

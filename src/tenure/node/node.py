@@ -40,7 +40,7 @@ from tenure.node.metrics import of_node
 from tenure.node.progress import StartInfo, start_info
 from tenure.node.reaper import REQUEST, Reaper, forget, store_identity
 from tenure.node.reasons import reason_of
-from tenure.node.restoration import insist_on_whole
+from tenure.node.restoration import floor_of, insist_on_whole
 from tenure.node.tasks import Tasks, ended, settled
 from tenure.node.telling import told_of
 from tenure.node.tenure import ANYTHING, Means
@@ -211,6 +211,7 @@ class Node:
 
     async def _appear(self, incarnation: Incarnation) -> Heartbeat:
         host = asyncio.get_running_loop()
+        floor = await floor_of(self.store)  # each time: the store may have been restored while this process was frozen
         heartbeat = Heartbeat(
             self.store.sibling(),
             incarnation.id,
@@ -235,6 +236,7 @@ class Node:
             agents=self._loaded,
             provider=self.provider,
             identity=self._identity,
+            floor=floor,
             keys=self.keys,
             trusts=incarnation.trusts,
             allowed=self.allowed,

@@ -220,6 +220,7 @@ async def _claim(incarnation: Incarnation, means: Means, copy: Copy, expected: E
         address=means.config.public_address,
         why=REPLAY,
         create=replace(copy.creation, wanted=True),
+        floor=means.floor,
     )
     failures = 0
     while True:

@@ -2,7 +2,8 @@
 
 Whoever held a lease in that life may still write, and a new claim would grant an epoch that was granted before. So, before
 any node starts, every conversation is claimed once at a *floor* above all former epochs, and released as it was (rule 4).
-The floor is the time in seconds since 1970: no conversation has changed owners as often, and a second restore of the same
+What was created after the backup is not there to be raised, and may come again under the same id: so the floor stays in a
+paper, which every node reads when it registers, and no claim grants an epoch below it. The floor is the time in seconds since 1970: no conversation has changed owners as often, and a second restore of the same
 backup, later, has a higher one.
 """
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 MARK = ("cluster", "restoring")
 """The paper that stands while epochs are raised; no node starts meanwhile."""
+FLOOR = ("cluster", "floor")
+"""The paper that stays: no epoch of this store is granted at or below its floor."""
 NODE = "restored"
 BATCH = 64
 TTL_S = 60.0
@@ -65,6 +68,18 @@ async def insist_on_whole(store: Store) -> None:
         )
 
 
+async def floor_of(store: Store) -> int:
+    """What every claim is granted above; 0 for a store that was never restored.
+
+    :raises StoreUnfitError: as :func:`insist_on_whole`.
+    """
+    await insist_on_whole(store)
+    found = await store.get_paper(*FLOOR)
+    floor = 0 if found is None else found.document.get("floor")
+    assert isinstance(floor, int), "written by `raise_epochs` alone"
+    return floor
+
+
 async def raise_epochs(store: Store, clock: Clock, told: Callable[[int], None] = lambda _: None) -> Raised:
     """Make a restored store safe to use. Cut off, it is begun anew. `told` hears how many conversations are done.
 
@@ -75,6 +90,9 @@ async def raise_epochs(store: Store, clock: Clock, told: Callable[[int], None] =
     mark = await store.get_paper(*MARK)
     mark = await store.put_paper(*MARK, {"floor": floor}, mark.version if mark is not None else 0)
     if mark is None:
+        raise StoreUnfitError("somebody else raises the epochs of this store just now; let one of you do it")
+    kept = await store.get_paper(*FLOOR)
+    if await store.put_paper(*FLOOR, {"floor": floor}, kept.version if kept is not None else 0) is None:
         raise StoreUnfitError("somebody else raises the epochs of this store just now; let one of you do it")
     me = new_incarnation()
     about = About(NODE, "", 0, (), clock.now())

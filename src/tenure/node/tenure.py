@@ -96,6 +96,8 @@ class Means:
     provider: RuntimeProvider
     identity: str
     """The store's identity, as far as names of runtimes need it."""
+    floor: int
+    """No epoch is granted at or below it: a former life of a restored store may have."""
     keys: Keys | None
     """The cluster's keys; null: no secret of a vault can be read here."""
     trusts: Callable[[], bool]
