@@ -18,18 +18,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from stage import Stage, Watchers, beside_the_api, chromium, launched
 
-NO_BROWSER = "no Chromium on the PATH, and TENURE_CHROMIUM names none"
+NO_BROWSER = "no Chromium on the PATH, and TENURE_CHROMIUM is not set"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All in one event loop, so that they share a browser; skipped where there is none."""
     here = [item for item in items if "browser" in item.path.parts]
+    if not here:
+        return
+    try:
+        missing = chromium() is None
+    except LookupError as misspelt:
+        raise pytest.UsageError(str(misspelt)) from None
     for item in here:
         if pytest_asyncio.is_async_test(item):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)  # as the browser
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(400))
-        if chromium() is None:
+        if missing:
             item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from tenure.testing.processes import NodeProcess, NodeProcesses
 
@@ -34,10 +35,16 @@ expect.set_options(timeout=PATIENCE_S * 1000)
 
 
 def chromium() -> str | None:
-    """The browser of this machine; null if there is none."""
+    """The browser of this machine; null if there is none.
+
+    :raises LookupError: one is named that does not exist, which nobody meant.
+    """
     named = os.environ.get("TENURE_CHROMIUM")
     if named:
-        return shutil.which(named)
+        found = shutil.which(named)
+        if found is None:
+            raise LookupError(f"TENURE_CHROMIUM names {named!r}, which is no program")
+        return found
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
@@ -203,16 +210,38 @@ def part(page: Page, name: str) -> Any:
 
 
 async def told(page: Page) -> list[int]:
-    """The seq of every event that the rows of the page tell, in the order of the rows; a call's row tells several."""
-    return await page.locator(".event").evaluate_all(
-        "rows => rows.flatMap(row => row.dataset.seqs.split(' ').map(Number))"
-    )
+    """The seq of every event that the rows of the page tell, lowest first, repeats and all.
+
+    A call's row tells several, the last of them much later than the row below it; but every row stands where its first
+    event belongs.
+    """
+    rows = await page.locator(".event").evaluate_all("rows => rows.map(row => row.dataset.seqs.split(' ').map(Number))")
+    begins = [row[0] for row in rows]
+    assert begins == sorted(begins), "rows out of order"
+    assert all(row == sorted(row) for row in rows), "a call's row tells its events out of order"
+    return sorted(seq for row in rows for seq in row)
 
 
 async def told_up_to(page: Page, seq: int) -> list[int]:
     """The same, when that event is told."""
     await expect(page.locator(f'.event[data-seqs~="{seq}"]')).to_have_count(1)
     return await told(page)
+
+
+STORE_AWAY = {"status": 503, "code": "store-unavailable", "title": "Store unavailable", "detail": "the store is away"}
+
+
+async def take_the_store_away(page: Page, path: str = "**") -> None:
+    """From now on that node answers this page's requests to `path` as it does when its store is down; until `unroute_all`."""
+
+    async def refuse(route: Route) -> None:
+        if "/dashboard/" in route.request.url or urlsplit(route.request.url).path == "/":
+            await route.fallback()
+        else:
+            problem = json.dumps(STORE_AWAY)
+            await route.fulfill(status=503, content_type="application/problem+json", body=problem)
+
+    await page.route(path, refuse)
 
 
 async def confirm(page: Page, verb: str, *sentences: str) -> None:

@@ -1,5 +1,7 @@
 """Every button does what its dialog says, and nothing without it; a message is sent once, whatever happens to the answer."""
 
+import asyncio
+
 import pytest
 from playwright.async_api import expect
 from stage import confirm, part, told_up_to
@@ -35,9 +37,16 @@ async def test_stop_refuses_messages_until_a_start(pair, watchers):
     node = pair.nodes["n1"]
     await pair.create(node, "halt")
     page = await watchers.watch(node, "halt")
+    await pair.send(node, "halt", LONG)
+    await expect(page.locator(".fate.open")).to_be_visible()
+    waiting = await pair.send(node, "halt", [], "never taken")
     await part(page, "stop").click()
+    await page.get_by_label("Also refuse the messages that wait").check()
     await confirm(page, "Stop", "keeps it stopped until somebody starts it", "New messages are refused")
     await expect(part(page, "status")).to_have_text("stopped")
+    refused = page.locator(".event.end", has_text="refused")
+    await expect(refused).to_contain_text(f"{waiting}: refused")
+    await expect(refused.locator(".label.grave")).to_have_text("refused")
     await expect(part(page, "text")).to_be_disabled()
     await expect(part(page, "stop")).to_be_hidden()
     await part(page, "start").click()
@@ -89,17 +98,35 @@ async def test_a_takeover_makes_the_node_of_the_page_the_owner(pair, watchers):
 
 
 async def test_a_drain_hands_over_and_the_node_leaves(stage, watchers):
-    one, two = await stage.cluster("n1", "n2")
-    await stage.create(one, "c1")
+    one, two = stage.node("n1", "--drain-s", "60"), stage.node("n2")
+    await stage.nodes.start()
+    await stage.ask(one, "POST", "/conversations", json={"id": "c1"})
+    await stage.ask(one, "POST", "/conversations/c1/start?here=true", json={})
+    await stage.send(one, "c1", [{"run": "sleep 300"}])
     page = await watchers.open(two)
-    await page.get_by_role("button", name="Drain n1").click()
+    drain = page.get_by_role("button", name="Drain n1")
+    await drain.click()
     await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert not any(node["draining"] for node in await stage.ask(two, "GET", "/nodes"))
-    await page.get_by_role("button", name="Drain n1").click()
-    await confirm(page, "Drain", "It takes nothing new", "Its process ends after that", "This cannot be taken back")
+    await drain.focus()
+    await page.keyboard.press("Enter")  # by keyboard: the focus is on Cancel
+    dialog = page.get_by_role("dialog")
+    for words in ("It takes nothing new", "Its process ends after that", "This cannot be taken back"):
+        await expect(dialog).to_contain_text(words)
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_have_count(0)
+    row = part(page, "nodes-list").locator('.row[data-state="draining"]')
+    await expect(row).to_contain_text("n1")
+    await expect(part(row, "here")).to_have_text("draining")
+    await expect(drain).to_be_disabled()
+    watching = await watchers.watch(two, "c1")
+    await stage.ask(two, "POST", "/conversations/c1/interrupt", json={})  # nothing is left that may take its time
     assert await one.ended(60) == 0
-    await expect(page.get_by_role("button", name="Drain n1")).to_have_count(0)
+    await expect(drain).to_have_count(0)
     await expect(part(page, "nodes")).to_have_text("1")
+    await expect(watching.locator(".event.owner", has_text="released")).to_contain_text("its node was drained")
+    await expect(watching.locator(".ownership li.let-go")).to_contain_text("released: its node was drained")
 
 
 async def test_what_is_not_confirmed_asks_nothing_of_the_node(pair, watchers):
@@ -128,6 +155,96 @@ async def test_what_is_not_confirmed_asks_nothing_of_the_node(pair, watchers):
     await cancelled("start", "Asks for a live agent loop")
     assert (await pair.kinds(owner, "calm")).count("start") == before.count("start")
     assert {method for method, _ in watchers.asked} == {"GET"}
+
+
+# --- while it is done ----------------------------------------------------------------------------------------------
+
+
+async def held(page, path):
+    """Requests to `path` stay without an answer until the returned event is set."""
+    release = asyncio.Event()
+
+    async def hold(route):
+        await release.wait()
+        await route.continue_()
+
+    await page.route(path, hold)
+    return release
+
+
+async def test_what_is_being_done_cannot_be_called_off_and_says_so(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "under-way")
+    page = await watchers.watch(node, "under-way")
+    release = await held(page, "**/stop")
+    await part(page, "stop").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_role("button", name="Stop", exact=True).click()
+    await expect(dialog.locator("form")).to_have_attribute("aria-busy", "true")
+    for _ in range(3):  # a browser lets a page keep only the first
+        await page.keyboard.press("Escape")
+    await page.mouse.click(5, 400)
+    await expect(dialog).to_be_visible()
+    await expect(dialog.get_by_role("button", name="Cancel")).to_have_count(0)  # but in the end one may leave
+    await expect(dialog.get_by_role("button", name="Give up")).to_be_enabled()
+    release.set()
+    await expect(dialog).to_have_count(0)
+    await expect(part(page, "status")).to_have_text("stopped")
+
+
+async def test_what_was_given_up_may_have_been_done(pair, watchers):
+    node = pair.nodes["n2"]
+    await pair.create(node, "given-up")
+    page = await watchers.watch(node, "given-up")
+    release = await held(page, "**/stop")
+    await part(page, "stop").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_role("button", name="Stop", exact=True).click()
+    await dialog.get_by_role("button", name="Give up").click()
+    await expect(dialog.get_by_role("alert")).to_contain_text("It may have been done all the same")
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(dialog).to_have_count(0)
+    await page.unroute_all(behavior="ignoreErrors")
+    release.set()
+    assert "stop" not in await pair.kinds(node, "given-up")
+
+
+async def test_a_selection_that_ends_beside_the_dialog_keeps_the_answer(pair, watchers):
+    node = pair.nodes["n1"]
+    await pair.create(node, "selected")
+    await pair.send(node, "selected", [{"ask": "which?"}, {"reply": "so: {output}"}])
+    page = await watchers.watch(node, "selected")
+    await part(page, "answer").click()
+    dialog = page.get_by_role("dialog")
+    field = dialog.get_by_label("Your answer")
+    await expect(field).to_be_focused()
+    await field.fill("a long answer")
+    await field.hover()
+    await page.mouse.down()
+    await page.mouse.move(5, 400)
+    await page.mouse.up()
+    await expect(field).to_have_value("a long answer")
+    await expect(dialog).to_be_visible()
+    await page.mouse.click(5, 400)  # all of it beside
+    await expect(dialog).to_have_count(0)
+
+
+async def test_a_takeover_is_from_the_owner_that_the_dialog_named(pair, watchers):
+    one, two = pair.nodes["n1"], pair.nodes["n2"]
+    await pair.create(one, "moved-on")
+    await pair.ask(one, "POST", "/conversations/moved-on/takeover", json={})
+    page = await watchers.watch(two, "moved-on")
+    seen = (await pair.show(two, "moved-on"))["epoch"]
+    await expect(part(page, "takeover")).to_be_enabled()
+    await part(page, "takeover").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text(f"at epoch {seen + 1}")
+    await expect(dialog).to_contain_text(f"If it has moved on from epoch {seen} by then, nothing is changed.")
+    await pair.ask(one, "POST", "/conversations/moved-on/takeover", json={})
+    await dialog.get_by_role("button", name="Take over", exact=True).click()
+    await expect(dialog.get_by_role("alert")).to_contain_text(f"is owned by node n1 ({one.url}) at epoch {seen + 1}")
+    record = await pair.show(two, "moved-on")
+    assert (record["owner"]["node"], record["epoch"]) == ("n1", seen + 1)
 
 
 # --- messages -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """What is watched is whole: through the death of the owner, of the node that serves the page, and with ten thousand events."""
 
 import asyncio
+import re
 
 import pytest
 from playwright.async_api import expect
 from stage import part, told, told_up_to
 
-from tenure.abc import About, Append, Appended, Claim, Creation, Held, Reason, Release, ReleasedNow, Submit
+from tenure.abc import About, Append, Appended, Claim, Creation, Fenced, Held, Reason, Release, ReleasedNow, Submit
 from tenure.clock import SystemClock
 from tenure.conversation import Settle
 from tenure.journal import Draft, LoopStarted, draft
@@ -38,7 +39,7 @@ async def test_two_browsers_on_two_nodes_miss_and_repeat_nothing_while_the_owner
     kinds = await stage.kinds(others[0], "c1")
     assert "claimed" in kinds[message:], "nobody took over: the turn was too short"
     for page in pages:
-        assert sorted(await told_up_to(page, last)) == list(range(1, last + 1))
+        assert await told_up_to(page, last) == list(range(1, last + 1))
         await expect(page.locator(".event.takeover")).to_have_count(1)
         await expect(page.locator(".event.takeover")).to_contain_text("its process died")
         await expect(page.locator(".ownership li.lost")).to_contain_text(owner.name)
@@ -47,6 +48,11 @@ async def test_two_browsers_on_two_nodes_miss_and_repeat_nothing_while_the_owner
     await expect(row).to_contain_text("c1")
     await expect(row.locator(".chip").first).to_have_text(owner.name)
     await expect(part(overview, "takeovers")).to_have_text("1")
+    plot = part(overview, "plot-takeovers").locator("svg")
+    await expect(plot.locator("rect.bar")).to_have_count(1)
+    await expect(plot).to_have_attribute("aria-label", re.compile("^1 takeover in the last hour"))
+    await overview.get_by_text("As a table").first.click()
+    await expect(part(overview, "table-takeovers").locator("tbody td")).to_have_text(["1"])
 
 
 async def test_a_page_whose_node_dies_says_so_and_goes_on_when_the_node_is_back(stage, watchers):
@@ -63,7 +69,7 @@ async def test_a_page_whose_node_dies_says_so_and_goes_on_when_the_node_is_back(
     await expect(link).to_have_text("live")
     after = await stage.ask(one, "POST", "/conversations/c1/messages?wait_s=40", json={"text": "afterwards"})
     last = after["events"][-1]["seq"]
-    assert sorted(await told_up_to(page, last)) == list(range(1, last + 1))
+    assert await told_up_to(page, last) == list(range(1, last + 1))
 
 
 async def test_deltas_are_shown_as_they_come_and_go_with_what_is_journaled(pair, watchers):
@@ -89,6 +95,47 @@ async def test_a_call_tells_its_duration_and_its_fate(pair, watchers):
     await expect(page.locator(".event.turn-end").last).to_contain_text("no luck")
     await calls.nth(-1).click()
     await expect(calls.nth(-1).locator(".raw")).to_contain_text('"kind": "call_finished"')
+
+
+# --- who owned it ---------------------------------------------------------------------------------------------------
+
+
+async def test_an_owner_that_slept_too_long_is_told_with_its_late_writes(pair, watchers):
+    """A lease that nobody renews runs out; another node takes over; then the sleeper writes, and is refused."""
+    node = pair.nodes["n1"]
+    async with open_store(pair.store_url) as store:
+        sleeper = new_incarnation()
+        about = About("sleeper", "http://sleeper", 10, ("scripted",), SystemClock().now())
+        await store.register(sleeper, about, 1.0)
+        await store.submit(Submit("slept", None, Creation(agent="scripted")))
+        held = await store.claim(Claim("slept", sleeper, new_token(), 0, "sleeper", "http://sleeper", "start"))
+        assert isinstance(held, Held)
+        await pair.send(node, "slept", [{"reply": "without it"}])
+
+        async def taken():
+            return (await pair.kinds(node, "slept")).count("claimed") == 2
+
+        await pair.until(taken, "somebody to take over")
+        page = await watchers.watch(node, "slept")
+        lost = page.locator(".ownership li.lost")
+        await expect(lost).to_contain_text("its lease ran out")
+        for number in (1, 2):
+            late = Append(
+                held.lease, number, held.record.head, (Draft("reply", {"text": "late"}),), Settle(runnable=False)
+            )
+            assert isinstance(await store.append(late), Fenced)
+        late = Append(held.lease, 3, held.record.head, (), Settle(runnable=False))
+        assert isinstance(await store.release(Release(late, Reason.IDLE)), Fenced)
+    await expect(lost).to_contain_text("sleeper")
+    await expect(lost).to_contain_text("frozen or cut off; it woke too late")
+    refused = lost.locator(".refused")
+    await expect(refused.locator("summary")).to_contain_text("3 late writes refused")
+    await expect(refused.locator(".which")).to_have_text(re.compile(r"^2 append, 1 release · .*\d:\d\d"))
+    await refused.locator("summary").click()
+    await expect(refused.locator("li")).to_have_text(
+        [re.compile("append"), re.compile("append"), re.compile("release")]
+    )
+    assert "late" not in [e["body"].get("text") for e in await pair.events(node, "slept")]
 
 
 # --- ten thousand events --------------------------------------------------------------------------------------------

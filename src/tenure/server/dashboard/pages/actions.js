@@ -8,12 +8,14 @@ import { count } from "./format.js";
 /** A command with a key of its own: asked again it is the same command. */
 function keyed(id, rest, told) {
   const key = newKey();
-  return async (body = {}) => {
-    const reply = await command(at(id, rest), body, key);
+  return async (body, signal) => {
+    const reply = await command(at(id, rest), body, { key, signal });
     toast(told(reply));
     return reply;
   };
 }
+
+const nothingMore = (send) => (_form, signal) => send({}, signal);
 
 const accepted = (words) => (reply) => `${words}: accepted${reply.seq ? ` at ${reply.seq}` : ""}.`;
 
@@ -25,7 +27,7 @@ export const interrupt = (one) =>
       "A call that is running is cut: whether it had its effect is then unknown. Without an open turn nothing happens.",
     ],
     verb: "Interrupt",
-    act: keyed(one.id, "/interrupt", accepted("Interrupt")),
+    act: nothingMore(keyed(one.id, "/interrupt", accepted("Interrupt"))),
   });
 
 export function stop(one) {
@@ -40,7 +42,7 @@ export function stop(one) {
     fields: [queue],
     verb: "Stop",
     grave: true,
-    act: (form) => send(form.queue ? { queue: true } : {}),
+    act: (form, signal) => send(form.queue ? { queue: true } : {}, signal),
   });
 }
 
@@ -52,7 +54,7 @@ export const start = (one) =>
       "Any node may become its owner. The wish is durable: it outlives this page and this node.",
     ],
     verb: "Start",
-    act: keyed(one.id, "/start", (reply) => (reply.owner ? `Started: ${reply.owner.node} owns it.` : "Start: accepted, no owner yet.")),
+    act: nothingMore(keyed(one.id, "/start", (reply) => (reply.owner ? `Started: ${reply.owner.node} owns it.` : "Start: accepted, no owner yet."))),
   });
 
 export function answer(one, question) {
@@ -63,7 +65,7 @@ export function answer(one, question) {
     says: ["The turn waits for a person. With your answer it goes on, on whichever node."],
     fields: [h("blockquote", null, question.words), field],
     verb: "Answer",
-    act: ({ text }) => send(question.ask ? { ask: question.ask, text } : { text }),
+    act: ({ text }, signal) => send(question.ask ? { ask: question.ask, text } : { text }, signal),
   });
 }
 
@@ -76,12 +78,12 @@ export const takeOver = (one, here) =>
         ? `${one.owner.node} loses it at once: nothing that it still writes is accepted. A call that is running there is cut, ` +
           "and runs again only if it was declared idempotent."
         : "Nobody else holds it now.",
-      "If somebody else claims it in the same moment, nothing is changed.",
+      `If it has moved on from epoch ${one.epoch} by then, nothing is changed.`,
     ],
     verb: "Take over",
     grave: true,
-    act: async () => {
-      const reply = await ask(at(one.id, "/takeover"), { method: "POST", json: {} });
+    act: async (_form, signal) => {
+      const reply = await ask(at(one.id, "/takeover"), { method: "POST", json: { epoch: one.epoch }, signal });
       toast(`Taken over: ${reply.owner?.node ?? here} owns it, epoch ${reply.epoch}.`);
       return reply;
     },
@@ -97,8 +99,8 @@ export const drain = (node) =>
     ],
     verb: "Drain",
     grave: true,
-    act: async () => {
-      await ask(`nodes/${encodeURIComponent(node.node)}/drain`, { method: "POST", json: {} });
+    act: async (_form, signal) => {
+      await ask(`nodes/${encodeURIComponent(node.node)}/drain`, { method: "POST", json: {}, signal });
       toast(`${node.node} was asked to drain.`);
     },
   });

@@ -22,7 +22,7 @@ export class Unreachable extends Error {}
 const listeners = new Set();
 let state = "connecting";
 
-/** Be told of `connecting`, `live` and `reconnecting`, now and at each change. */
+/** Be told of `connecting`, `live`, `reconnecting`, `storeless` and `failing`, now and at each change. */
 export function onLink(listener) {
   listeners.add(listener);
   listener(state);
@@ -32,6 +32,14 @@ export function setLink(next) {
   if (next === state) return;
   state = next;
   for (const listener of listeners) listener(state);
+}
+
+const OURS = new Set(["node-unavailable", "provisioning-failed"]); // 503 of a node that is well, and so is its store
+
+/** What a reply says of the link: a node that answers is no good without its store. */
+function linkOf(status, code) {
+  if (status < 500 || OURS.has(code)) return "live";
+  return code === "store-unavailable" ? "storeless" : "failing";
 }
 
 // --- the key ---------------------------------------------------------------------------------------------------------
@@ -76,7 +84,7 @@ function address(path, query) {
   return url;
 }
 
-/** Ask; 401 asks for the key and tries again. The reply, whatever its status. */
+/** Ask; 401 asks for the key and tries again. The reply; throws a Problem for what was refused, Unreachable without one. */
 export async function reach(path, { method = "GET", query, headers = {}, body, signal } = {}) {
   for (;;) {
     const used = remembered;
@@ -91,9 +99,18 @@ export async function reach(path, { method = "GET", query, headers = {}, body, s
       throw new Unreachable("the node does not answer");
     }
     heed(reply.headers.get("date"));
-    setLink("live");
-    if (reply.status !== 401) return reply;
-    if (used === remembered) await askOnce(used !== "");
+    if (reply.status === 401) {
+      setLink("live");
+      if (used === remembered) await askOnce(used !== "");
+      continue;
+    }
+    if (reply.ok) {
+      setLink("live");
+      return reply;
+    }
+    const problem = new Problem(reply.status, (await reply.json().catch(() => null)) ?? {});
+    setLink(linkOf(problem.status, problem.code));
+    throw problem;
   }
 }
 
@@ -108,14 +125,13 @@ export async function ask(path, options = {}) {
     : AbortSignal.timeout(timeoutMs);
   const body = json === undefined ? undefined : JSON.stringify(json);
   const reply = await reach(path, { ...options, headers, body, signal });
-  let parsed = null;
+  if (reply.status === 204) return null;
   try {
-    parsed = reply.status === 204 ? null : await reply.json();
-  } catch {
-    if (reply.ok) throw new Unreachable("the answer was cut");
+    return await reply.json();
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Unreachable("the answer was cut");
   }
-  if (!reply.ok) throw new Problem(reply.status, parsed ?? {});
-  return parsed;
 }
 
 /** Sleep `ms`, a little more or less; ends early when the network comes back. */
@@ -139,16 +155,17 @@ export function newKey() {
   return `web-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
-/** Send a command under one key until it is answered, so that a retry cannot double it. */
-export async function command(path, json, key = newKey(), onRetry = () => {}) {
+/** Send a command under one key until it is answered, so that a retry cannot double it; or until `signal` says no more. */
+export async function command(path, json, { key = newKey(), onRetry = () => {}, signal } = {}) {
   for (let tries = 1; ; tries++) {
     try {
-      return await ask(path, { method: "POST", json, key });
+      return await ask(path, { method: "POST", json, key, signal });
     } catch (error) {
       const again = error instanceof Unreachable || (error instanceof Problem && error.status === 503);
-      if (!again || tries >= TRIES) throw error;
+      if (!again || tries >= TRIES || signal?.aborted) throw error;
       onRetry(tries);
-      await pause(Math.min(4000, 250 * 2 ** tries));
+      await pause(Math.min(4000, 250 * 2 ** tries), signal);
+      signal?.throwIfAborted();
     }
   }
 }

@@ -55,11 +55,15 @@ document.getElementById("skip").addEventListener("click", (event) => {
 
 // --- the link to the node --------------------------------------------------------------------------------------------
 
-const WORDS = { connecting: "connecting", live: "live", reconnecting: "reconnecting…" };
+const WORDS = {
+  connecting: "connecting", live: "live", reconnecting: "reconnecting…",
+  storeless: "store does not answer", failing: "node answers with errors",
+};
+const ALOUD = { reconnecting: "Reconnecting", storeless: "The store does not answer", failing: "The node answers with errors" };
 onLink((state) => {
   const link = document.getElementById("link");
-  if (link.dataset.state === "reconnecting" && state === "live") announce("Connected again");
-  if (state === "reconnecting") announce("Reconnecting");
+  if (state === "live" && link.dataset.state in ALOUD) announce("Connected again");
+  if (state in ALOUD) announce(ALOUD[state]);
   link.dataset.state = state;
   document.getElementById("link-text").textContent = WORDS[state];
 });

@@ -9,6 +9,7 @@ import { Journal } from "./journal.js";
 import { ownership } from "./ownership.js";
 import { chip } from "./overview.js";
 import { pill } from "./conversations.js";
+import { freshness } from "./freshness.js";
 import { poll } from "./poll.js";
 import { Follow } from "./stream.js";
 import { Timeline } from "./timeline.js";
@@ -22,20 +23,24 @@ const OWNERS = 60; // the last so many are listed
 
 function page(main, id) {
   main.className = "conversation";
-  const button = (name, words) => h("button", { type: "button", class: "plain", data: { part: name } }, words);
+  // What may be done is known with the record; until then nothing may.
+  const button = (name, words, hidden = false) => h("button", { type: "button", class: "plain", data: { part: name }, disabled: true, hidden }, words);
+  const tab = (name, words) => h("button", { type: "button", "aria-pressed": "false", data: { tab: name } }, words);
   main.append(
     h("header", { class: "who" },
       h("div", { class: "names" },
-        h("h1", null, h("a", { href: "#/conversations", class: "back", "aria-label": "All conversations" }, "‹"), h("span", { class: "id" }, id)),
+        h("a", { href: "#/conversations", class: "back", "aria-label": "All conversations" }, "‹"),
+        h("h1", null, h("span", { class: "id" }, id)),
         h("span", { class: "title", data: { part: "title" } })),
       h("div", { class: "facts" },
-        pill("idle"),
+        pill("unknown", "not known yet"),
         h("span", { data: { part: "owner" } }),
         h("span", { class: "note", data: { part: "lease" } }),
         h("span", { class: "note", data: { part: "waits" } }),
         h("span", { class: "problem", data: { part: "failure" } })),
       h("div", { class: "actions", role: "group", "aria-label": "What you may do" },
-        button("interrupt", "Interrupt…"), button("stop", "Stop…"), button("start", "Start…"), button("answer", "Answer…"), button("takeover", "Take over…"))),
+        button("interrupt", "Interrupt…"), button("stop", "Stop…"), button("start", "Start…", true), button("answer", "Answer…", true), button("takeover", "Take over…"))),
+    h("div", { class: "tabs", role: "group", "aria-label": "Show" }, tab("journal", "Journal"), tab("ownership", "Ownership"), tab("details", "Details")),
     h("div", { class: "panes" },
       h("section", { class: "card story", "aria-label": "Journal" },
         h("div", { class: "scroller", tabindex: "0", "aria-label": "Journal, scrollable", data: { part: "scroller" } },
@@ -44,17 +49,17 @@ function page(main, id) {
         h("div", { class: "live", data: { part: "live" }, hidden: true, "aria-label": "being written" }),
         h("button", { type: "button", class: "to-end", data: { part: "to-end" }, hidden: true }, "Newer events ↓"),
         h("form", { class: "composer", data: { part: "composer" } },
-          h("textarea", { name: "text", rows: 1, placeholder: "Send a message", "aria-label": "Message", data: { part: "text" } }),
-          h("button", { type: "submit", class: "primary", data: { part: "send" } }, "Send"))),
+          h("textarea", { name: "text", rows: 1, placeholder: "Send a message", "aria-label": "Message", data: { part: "text" }, disabled: true }),
+          h("button", { type: "submit", class: "primary", data: { part: "send" }, disabled: true }, "Send"))),
       h("aside", { class: "side" },
-        h("section", { class: "card", "aria-labelledby": "ownership-title" }, h("h2", { id: "ownership-title" }, "Ownership"), h("div", { data: { part: "ownership" } })),
-        h("section", { class: "card", "aria-labelledby": "details-title" }, h("h2", { id: "details-title" }, "Details"), h("dl", { class: "details", data: { part: "details" } })))),
+        h("section", { class: "card owners", "aria-labelledby": "ownership-title" }, h("h2", { id: "ownership-title" }, "Ownership"), h("ol", { class: "ownership", data: { part: "ownership" } })),
+        h("section", { class: "card about", "aria-labelledby": "details-title" }, h("h2", { id: "details-title" }, "Details"), h("dl", { class: "details", data: { part: "details" } })))),
   );
 }
 
 class View {
   record = null;
-  here = "this node";
+  here = null; // the node that serves this page, once it has said so
   journal = new Journal();
   follow = null;
   over = false;
@@ -71,9 +76,14 @@ class View {
     this.part("to-end").onclick = () => this.toEnd();
     this.part("scroller").addEventListener("scroll", () => this.timeline.atEnd && (this.part("to-end").hidden = true), { passive: true });
     this.wire();
-    this.looking = poll(() => this.look(), 2000, (error) => this.failed(error));
-    this.owning = poll(() => this.showOwnership(), 4000, () => {});
-    ask("nodes").then((nodes) => (this.here = nodes.find((node) => node.here)?.node ?? this.here), () => {});
+    this.turnTo("journal");
+    const heard = freshness(main);
+    const recorded = heard("record");
+    this.looking = poll(() => this.look(), 2000, (error, failures) => {
+      recorded(error, failures);
+      this.failed(error);
+    });
+    this.owning = poll(() => this.showOwnership(), 4000, heard("ownership"));
   }
 
   part(name) {
@@ -92,15 +102,16 @@ class View {
 
   async look() {
     const record = await ask(at(this.id));
+    this.here ??= (await ask("nodes")).find((node) => node.here)?.node ?? null;
     if (this.over) return;
     this.record = record;
     this.show();
     if (this.follow === null) this.open();
   }
 
+  /** An outage passes, and the banner tells it; what was refused will be refused again. */
   failed(error) {
-    if (!(error instanceof Problem) || error.status >= 500) return;
-    this.gone(error);
+    if (error instanceof Problem && error.status < 500) this.gone(error);
   }
 
   gone(error) {
@@ -156,6 +167,7 @@ class View {
     const stopped = one.status === "stopped";
     const busy = ["running", "waiting", "queued", "starting"].includes(one.status);
     this.part("interrupt").disabled = !busy || stopped;
+    for (const name of ["stop", "start", "answer"]) this.part(name).disabled = false;
     this.part("stop").hidden = stopped;
     this.part("start").hidden = !(stopped || one.status === "failed" || one.owner === null);
     this.part("answer").hidden = one.status !== "waiting";
@@ -174,11 +186,13 @@ class View {
     }
     if (this.over) return;
     for (const one of tenures) this.timeline.owned(one.epoch, one.node);
-    const state = JSON.stringify(tenures.slice(-OWNERS));
-    if (this.owners !== state || tenures.at(-1)?.until === null) {
-      this.owners = state;
-      this.part("ownership").replaceChildren(ownership(tenures.slice(-OWNERS)));
-    }
+    ownership(this.part("ownership"), tenures.slice(-OWNERS));
+  }
+
+  /** On a narrow screen one of the three is shown at a time; on a wide one they stand side by side. */
+  turnTo(name) {
+    this.main.dataset.tab = name;
+    for (const tab of this.main.querySelectorAll(".tabs button")) tab.setAttribute("aria-pressed", String(tab.dataset.tab === name));
   }
 
   // --- the journal ---------------------------------------------------------------------------------------------------
@@ -284,12 +298,15 @@ class View {
   // --- what a person does --------------------------------------------------------------------------------------------
 
   wire() {
-    const act = (name, what) => (this.part(name).onclick = () => this.record && what().then(() => this.looking.hasten()));
+    const act = (name, what) =>
+      (this.part(name).onclick = () =>
+        what().then(() => this.looking.hasten(), (error) => toast(error.message, { grave: true })));
     act("interrupt", () => interrupt(this.record));
     act("stop", () => stop(this.record));
     act("start", () => start(this.record));
     act("answer", () => this.answer());
-    act("takeover", () => takeOver(this.record, this.here));
+    act("takeover", () => takeOver(this.record, this.here ?? "the node that serves this page"));
+    for (const tab of this.main.querySelectorAll(".tabs button")) tab.onclick = () => this.turnTo(tab.dataset.tab);
     const text = this.part("text");
     this.part("composer").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -307,14 +324,19 @@ class View {
   }
 
   async answer() {
-    let asks = this.journal.asks;
-    if (asks === null) {
-      // the question may be older than what is shown
-      const reply = await ask(at(this.id, "/events"), { query: { after: 0, limit: 1000, kind: "turn_waiting" } });
-      const last = reply.events.at(-1);
-      asks = last ? { ask: last.body.ask, body: last.body } : { ask: null, body: { ask: "" } };
+    const body = this.journal.asks?.body ?? (await this.lastQuestion()); // it may be older than what is shown
+    return answer(this.record, { ask: body.ask ?? null, words: askWords(body) });
+  }
+
+  async lastQuestion() {
+    let last = { ask: "" };
+    for (let after = 0, head = 1; after < head; ) {
+      const reply = await ask(at(this.id, "/events"), { query: { after, limit: 1000, kind: "turn_waiting" } });
+      last = reply.events.at(-1)?.body ?? last;
+      if (reply.next_after <= after) break;
+      [after, head] = [reply.next_after, reply.last_seq];
     }
-    return answer(this.record, { ask: asks.ask, words: askWords(asks.body) });
+    return last;
   }
 
   /** Send what is written. The key belongs to the text: sent again, it is the same message. */
@@ -328,7 +350,7 @@ class View {
     button.setAttribute("aria-busy", "true");
     say(button, "Sending…");
     try {
-      const reply = await command(at(this.id, "/messages"), { text }, this.draft.key, () => say(button, "Trying again…"));
+      const reply = await command(at(this.id, "/messages"), { text }, { key: this.draft.key, onRetry: () => say(button, "Trying again…") });
       this.draft = null;
       if (field.value === text) {
         field.value = "";
@@ -353,19 +375,23 @@ class View {
 
 export function conversation(main, id) {
   const view = new View(main, id);
+  const journal = (then) => () => {
+    view.turnTo("journal");
+    then();
+  };
   return {
     title: id,
     leave: () => view.leave(),
     shortcuts: {
-      m: ["write a message", () => view.part("text").focus()],
+      m: ["write a message", journal(() => view.part("text").focus())],
       i: ["interrupt", () => view.press("interrupt")],
       s: ["stop, or start", () => view.press(view.part("stop").hidden ? "start" : "stop")],
       a: ["answer", () => view.press("answer")],
       t: ["take over", () => view.press("takeover")],
-      j: ["next event", () => view.timeline.step(1)],
-      k: ["previous event", () => view.timeline.step(-1)],
-      Enter: ["the focused event, to the letter"], // done by its row
-      e: ["the newest event", () => view.toEnd()],
+      j: ["next event", journal(() => view.timeline.step(1))],
+      k: ["previous event", journal(() => view.timeline.step(-1))],
+      Enter: ["the focused event, to the letter"], // done by its button
+      e: ["the newest event", journal(() => view.toEnd())],
     },
   };
 }

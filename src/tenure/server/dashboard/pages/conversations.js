@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { h, keyed, part, say } from "./dom.js";
 import { ago, count, duration } from "./format.js";
 import { chip } from "./overview.js";
+import { freshness } from "./freshness.js";
 import { poll } from "./poll.js";
 
 const PAGE = 50;
@@ -11,7 +12,7 @@ const ASKS = 8; // a page of the API may be short: so many are put together for 
 export const STATUSES = ["running", "queued", "starting", "waiting", "idle", "stopped", "failed"];
 
 /** A conversation's status, as everywhere. */
-export const pill = (status) => h("span", { class: `pill ${status}`, data: { part: "status" } }, status);
+export const pill = (status, words = status) => h("span", { class: `pill ${status}`, data: { part: "status" } }, words);
 
 function row() {
   const cell = (name, label, ...more) => h("span", { role: "cell", class: `c-${name}`, "data-label": label, data: { part: name } }, more);
@@ -70,11 +71,11 @@ function page(main, filters, apply) {
       h("div", { class: "rows conversations-rows", role: "table", "aria-label": "Conversations", "aria-busy": "true", data: { part: "table" } },
         h("div", { class: "row head", role: "row" }, HEADS.map((words) => h("span", { role: "columnheader" }, words))),
         h("div", { role: "rowgroup", data: { part: "list" } })),
-      h("p", { class: "empty", data: { part: "empty" }, hidden: true })),
+      h("p", { class: "empty", data: { part: "empty" } }, "Not known yet.")),
     h("div", { class: "pages" },
-      h("button", { type: "button", class: "plain", data: { part: "previous" } }, "← Previous"),
+      h("button", { type: "button", class: "plain", data: { part: "previous" }, disabled: true }, "← Previous"),
       h("span", { class: "note", data: { part: "where" }, role: "status" }),
-      h("button", { type: "button", class: "plain", data: { part: "next" } }, "Next →")),
+      h("button", { type: "button", class: "plain", data: { part: "next" }, disabled: true }, "Next →")),
   );
   return { search, status, owner };
 }
@@ -154,7 +155,12 @@ export function conversations(main, query) {
 
   part(main, "previous").onclick = () => turn(true);
   part(main, "next").onclick = () => turn(false);
-  const looking = poll(look, 2000, (error) => say(part(main, "where"), error.message));
+  const heard = freshness(main);
+  const listed = heard("conversations");
+  const looking = poll(look, 2000, (error, failures) => {
+    listed(error, failures);
+    if (error) say(part(main, "where"), error.message);
+  });
   const owners = poll(async () => {
     const names = [...new Set([...(await ask("nodes")).map((node) => node.node), ...(filters.owner ? [filters.owner] : [])])].sort();
     const known = [...fields.owner.options].map((option) => option.value);

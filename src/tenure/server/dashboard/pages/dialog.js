@@ -1,6 +1,8 @@
 // Dialogs: real ones, which keep the focus inside and give it back.
 
-import { h } from "./dom.js";
+import { h, say } from "./dom.js";
+
+const PATIENCE_MS = 1500; // then whoever waits for an answer may give up
 
 let number = 0;
 
@@ -8,13 +10,16 @@ let number = 0;
  * Ask before something is done. `says` are the sentences that tell what it will do; `fields` are elements to be filled in
  * (each with a name); `act` does it, and while it throws the dialog stays, with the reason. Resolves to what `act` gave, or
  * undefined when it was left.
+ *
+ * While it is done the dialog cannot be left: Cancel would say that nothing was. When that takes long it can be given up by
+ * `signal`, the second argument of `act`; then the dialog says that it may have been done, and stays until that was read.
  */
 export function confirm({ title, says = [], fields = [], verb, grave = false, act }) {
   const label = `dialog-${++number}`;
   return new Promise((done) => {
     const problem = h("p", { class: "problem", role: "alert" });
     const go = h("button", { type: "submit", class: grave ? "grave" : "primary" }, verb);
-    const leave = h("button", { type: "button", class: "plain", onclick: () => dialog.close() }, "Cancel");
+    const leave = h("button", { type: "button", class: "plain", onclick: () => (doing ? doing.abort() : dialog.close()) }, "Cancel");
     const form = h(
       "form",
       { method: "dialog", onsubmit: submit },
@@ -26,34 +31,60 @@ export function confirm({ title, says = [], fields = [], verb, grave = false, ac
     );
     const dialog = h("dialog", { "aria-labelledby": label, "aria-describedby": `${label}-says` }, form);
     let result;
+    let doing = null; // while it is done: what gives it up
+    let pressed = null; // where the pointer went down
+
+    function busy(controller) {
+      doing = controller;
+      go.disabled = leave.disabled = doing !== null;
+      form.setAttribute("aria-busy", String(doing !== null));
+      say(leave, "Cancel");
+    }
 
     async function submit(event) {
       event.preventDefault();
-      if (go.disabled) return;
-      go.disabled = true;
-      form.setAttribute("aria-busy", "true");
+      if (doing) return;
       problem.textContent = "";
+      const filled = Object.fromEntries(new FormData(form));
+      const controller = new AbortController();
+      busy(controller);
+      const late = setTimeout(() => {
+        say(leave, "Give up");
+        leave.disabled = false;
+      }, PATIENCE_MS);
       try {
-        result = (await act(Object.fromEntries(new FormData(form)))) ?? true;
-        dialog.close();
+        result = (await act(filled, controller.signal)) ?? true;
       } catch (error) {
-        problem.textContent = error.message;
+        problem.textContent = controller.signal.aborted
+          ? "Given up. It may have been done all the same: look before you do it again."
+          : error.message;
       } finally {
-        go.disabled = false;
-        form.removeAttribute("aria-busy");
+        clearTimeout(late);
+        busy(null);
       }
+      if (controller.signal.aborted) say(leave, "Close");
+      if (result !== undefined) dialog.close();
     }
 
+    const stay = (event) => doing && event.preventDefault();
+    dialog.addEventListener("cancel", stay);
+    dialog.addEventListener("keydown", (event) => event.key === "Escape" && stay(event)); // a second one would be no `cancel`
     dialog.addEventListener("close", () => {
+      if (doing) {
+        dialog.showModal(); // a browser may insist, on a phone's gesture
+        return;
+      }
       dialog.remove();
       done(result);
     });
+    dialog.addEventListener("pointerdown", (event) => (pressed = event.target));
     dialog.addEventListener("click", (event) => {
-      if (event.target === dialog) dialog.close();
+      const beside = event.target === dialog && pressed === dialog; // and not the end of a selection of text
+      if (beside && !doing) dialog.close();
     });
     document.body.append(dialog);
     dialog.showModal();
-    (form.querySelector("input, textarea, select") ?? leave).focus();
+    (form.querySelector("textarea") ?? leave).focus();
   });
 }
 
@@ -106,7 +137,7 @@ export function toast(words, { grave = false } = {}) {
   setTimeout(() => one.remove(), grave ? 9000 : 5000);
 }
 
-/** Read something aloud that is shown elsewhere. */
+/** Read something aloud that is shown elsewhere, when the reader has said what it is saying. */
 export function announce(words) {
   document.getElementById("alerts").textContent = words;
 }

@@ -5,12 +5,15 @@ import { drain } from "./actions.js";
 import { h, keyed, part, say } from "./dom.js";
 import { ago, count, duration, hue } from "./format.js";
 import { moved } from "./words.js";
-import { bars, times } from "./plots.js";
+import { bars, barsTable, times, timesTable } from "./plots.js";
+import { freshness } from "./freshness.js";
 import { poll } from "./poll.js";
 
 /** A node's name with its colour. */
 export const chip = (name, { unknown = "nobody" } = {}) =>
   name ? h("span", { class: `chip hue-${hue(name)}` }, name) : h("span", { class: "chip none" }, unknown);
+
+const asTable = (name) => h("details", { class: "values" }, h("summary", null, "As a table"), h("div", { data: { part: name } }));
 
 const TILES = [
   ["nodes", "nodes"],
@@ -41,18 +44,18 @@ function page(main) {
     h(
       "div",
       { class: "plots" },
-      h("section", { class: "card", "aria-labelledby": "plot-1" }, h("h2", { id: "plot-1" }, "Takeovers per minute"), h("div", { class: "plot", data: { part: "plot-takeovers" } })),
+      h("section", { class: "card", "aria-labelledby": "plot-1" }, h("h2", { id: "plot-1" }, "Takeovers per minute"), h("div", { class: "plot", data: { part: "plot-takeovers" } }), asTable("table-takeovers")),
       h("section", { class: "card", "aria-labelledby": "plot-2" },
         h("h2", { id: "plot-2" }, "Turn times",
           h("span", { class: "legend" }, h("i", { class: "line-p50" }), "median", h("i", { class: "line-p95" }), "95 %")),
-        h("div", { class: "plot", data: { part: "plot-times" } })),
+        h("div", { class: "plot", data: { part: "plot-times" } }), asTable("table-times")),
     ),
     h(
       "section",
       { class: "card feed", "aria-labelledby": "feed-title" },
       h("h2", { id: "feed-title" }, "Takeovers as they happen"),
       h("ol", { class: "feed-list", data: { part: "feed" }, role: "log", "aria-labelledby": "feed-title", "aria-live": "polite", "aria-relevant": "additions" }),
-      h("p", { class: "empty", data: { part: "feed-empty" } }, "None in the last hour."),
+      h("p", { class: "empty", data: { part: "feed-empty" } }, "Not known yet."),
     ),
   );
 }
@@ -113,10 +116,12 @@ function takeoverRow(one) {
 }
 
 /** The last takeovers, into `list`. */
-function showTakeovers(main, takeovers) {
-  const fresh = takeovers.slice(0, 40);
-  keyed(part(main, "feed"), fresh, (one) => `${one.conversation_id}@${one.epoch}`, takeoverRow, (row, one) => say(part(row, "ago"), ago(one.at)));
-  part(main, "feed-empty").hidden = fresh.length > 0;
+function showTakeovers(main, takeovers, all) {
+  keyed(part(main, "feed"), takeovers, (one) => `${one.conversation_id}@${one.epoch}`, takeoverRow, (row, one) => say(part(row, "ago"), ago(one.at)));
+  const empty = part(main, "feed-empty");
+  const more = all - takeovers.length;
+  say(empty, all === 0 ? "None in the last hour." : more > 0 ? `These are the last ${count(takeovers.length)}; ${count(more)} more in the last hour.` : "");
+  empty.hidden = empty.textContent === "";
 }
 
 function showHour(main, { hour, minutes, takeovers }) {
@@ -126,7 +131,9 @@ function showHour(main, { hour, minutes, takeovers }) {
   say(part(main, "high"), duration(hour.p95_s));
   bars(part(main, "plot-takeovers"), minutes);
   times(part(main, "plot-times"), minutes);
-  showTakeovers(main, takeovers);
+  barsTable(part(main, "table-takeovers"), minutes);
+  timesTable(part(main, "table-times"), minutes);
+  showTakeovers(main, takeovers, Math.max(hour.takeovers, takeovers.length));
 }
 
 function showNodes(main, nodes, again) {
@@ -139,8 +146,9 @@ function showNodes(main, nodes, again) {
 
 export function overview(main) {
   page(main);
-  const nodes = poll(async () => showNodes(main, await ask("nodes"), () => nodes.hasten()), 1000);
-  const hour = poll(async () => showHour(main, await ask("activity")), 1500);
+  const heard = freshness(main);
+  const nodes = poll(async () => showNodes(main, await ask("nodes"), () => nodes.hasten()), 1000, heard("nodes"));
+  const hour = poll(async () => showHour(main, await ask("activity")), 1500, heard("hour"));
   return {
     title: "Overview",
     leave() {

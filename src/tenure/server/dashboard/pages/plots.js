@@ -31,6 +31,29 @@ function hits(minutes, words) {
       s("title", null, `${shortClock(minute.at)}: ${words(minute)}`)));
 }
 
+/** The same numbers to be read: the minutes in which something was, newest first. */
+function table(place, heads, minutes, cells) {
+  const state = JSON.stringify(minutes);
+  if (place.dataset.drawn === state) return;
+  place.dataset.drawn = state;
+  if (!minutes.length) {
+    place.replaceChildren(h("p", { class: "empty" }, "Nothing in the last hour."));
+    return;
+  }
+  const rows = [...minutes].reverse().map((minute) =>
+    h("tr", null, h("th", { scope: "row" }, shortClock(minute.at)), cells(minute).map((cell) => h("td", null, cell))));
+  place.replaceChildren(h("table", null,
+    h("thead", null, h("tr", null, ["Minute", ...heads].map((head) => h("th", { scope: "col" }, head)))), h("tbody", null, rows)));
+}
+
+export const barsTable = (place, minutes) =>
+  table(place, ["Takeovers"], minutes.filter((minute) => minute.takeovers), (minute) => [count(minute.takeovers)]);
+
+export const timesTable = (place, minutes) =>
+  table(place, ["Median", "95 %", "Longest", "Completed", "Failed", "Interrupted"], minutes.filter((minute) => minute.p50_s !== null), (minute) => [
+    duration(minute.p50_s), duration(minute.p95_s), duration(minute.max_s), count(minute.completed), count(minute.failed), count(minute.interrupted),
+  ]);
+
 /** The smallest of 1, 2, 5, 10, 20 … that is not below. */
 function round(most) {
   const ten = 10 ** Math.floor(Math.log10(Math.max(1, most)));
@@ -49,7 +72,7 @@ export function bars(place, minutes) {
   const most = Math.max(...minutes.map((minute) => minute.takeovers));
   const top = round(Math.max(2, most));
   const sum = minutes.reduce((all, minute) => all + minute.takeovers, 0);
-  const summary = sum ? `${count(sum)} takeovers in the last hour, at most ${count(most)} in one minute` : "No takeovers in the last hour";
+  const summary = sum ? `${count(sum)} ${sum === 1 ? "takeover" : "takeovers"} in the last hour, at most ${count(most)} in one minute` : "No takeovers in the last hour";
   const drawing = frame(minutes, [[0, "0"], [0.5, count(top / 2)], [1, count(top)]], summary);
   const wide = x(1, 60) - x(0, 60);
   minutes.forEach((minute, index) => {

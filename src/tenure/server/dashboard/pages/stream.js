@@ -54,10 +54,12 @@ export class Follow {
 
   async #run() {
     while (!this.#over.signal.aborted) {
+      let answered = false;
       try {
         await this.#read();
       } catch (error) {
         if (this.#over.signal.aborted) return;
+        answered = error instanceof Problem;
         if (error instanceof Problem && error.status < 500 && error.status !== 429) {
           this.close();
           this.on.gone(error);
@@ -65,7 +67,7 @@ export class Follow {
         }
       }
       if (this.#over.signal.aborted) return;
-      setLink("reconnecting");
+      if (!answered) setLink("reconnecting");
       this.on.state("reconnecting");
       this.#failures += 1;
       await pause(Math.min(5000, 150 * 2 ** Math.min(this.#failures, 6)), this.#over.signal);
@@ -79,7 +81,6 @@ export class Follow {
     try {
       const headers = { Accept: "text/event-stream" };
       const reply = await reach(at(this.id, "/stream"), { headers, signal, query: { after: this.cursor } });
-      if (!reply.ok) throw new Problem(reply.status, await reply.json().catch(() => ({})));
       this.on.state("live");
       const parser = new Parser();
       const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -41,7 +41,10 @@ const SAYS = {
     epoch: event.epoch,
   }),
   released: (body) => ({ look: "owner", label: "released", text: RELEASED[body.reason] ?? body.reason }),
-  command_settled: (body) => ({ look: "minor", label: "settled", text: `${body.command}: ${body.outcome}${body.body ? ` · ${brief(body.body)}` : ""}` }),
+  command_settled: (body) => {
+    const text = `${body.command}: ${body.outcome}${body.body ? ` · ${brief(body.body)}` : ""}`;
+    return body.outcome === "refused" ? { look: "end", label: "refused", text, grave: true } : { look: "minor", label: "settled", text };
+  },
   stopped: () => ({ look: "end", label: "stopped", text: "until somebody starts it" }),
   settings_changed: () => ({ look: "minor", label: "settings", text: "other settings from the next turn on" }),
   runtime_requested: (body) => ({ look: "minor", label: "runtime", text: `${body.name} requested${body.provider ? ` of ${body.provider}` : ""}` }),
