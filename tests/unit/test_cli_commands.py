@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,18 +15,22 @@ from click.testing import Result
 from cryptography.fernet import Fernet
 from typer.testing import CliRunner
 
+from tenure.abc import About, Buried, Claim, Creation, Death, Fenced, Held, Reason, Submit
 from tenure.cli.asking import DEFAULT_URL, urls_of
 from tenure.cli.exits import Exit
 from tenure.cli.tables import said
 from tenure.cli.tree import tree
 from tenure.cli.vault import rotate
+from tenure.clock import Instant
 from tenure.config import Config
 from tenure.embed import Node
 from tenure.errors import InvalidInputError
+from tenure.lease import Epoch, IncarnationId, new_incarnation, new_token
 from tenure.runtimes import open_provider
 from tenure.server import close_streams, create_app
 from tenure.stores.memory import Disk, MemoryStore
 from tenure.testing.processes import free_port
+from tenure.testing.store_suite.stage import Writer, note
 from tenure.vault import Keys
 
 pytestmark = pytest.mark.blocking_ok  # a program for one person may block: it has nobody else to serve
@@ -42,6 +46,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.urls = {name: f"http://127.0.0.1:{free_port()}" for name in "ab"}
         self.nodes: dict[str, Node] = {}
+        self.disk = Disk()
         self._folder = folder
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -50,7 +55,7 @@ class Cluster:
 
     async def _serve(self) -> None:
         self._end, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        disk, servers, apps = Disk(), [], []
+        disk, servers, apps = self.disk, [], []
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             for name, url in self.urls.items():
                 port = int(url.rpartition(":")[2])
@@ -69,6 +74,11 @@ class Cluster:
             for app, server in zip(apps, servers, strict=True):
                 close_streams(app)
                 server.should_exit = True
+
+    def does(self, work: Coroutine[Any, Any, None]) -> None:
+        """Done in the nodes' own loop, beside them."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def __enter__(self) -> "Cluster":
         self._thread.start()
@@ -234,6 +244,63 @@ def test_show_the_timeline(shell: Shell, name: str):
     assert [row[:2] for row in rows if row and row[0] in "12"] == [["1", first["node"]], ["2", other]]
     assert shown.count("forced") == 2  # how the first ended, and why the second claimed
     assert shell.run("show", "no-such-one", "--timeline").exit_code == Exit.NOT_FOUND
+
+
+async def one_after_the_other(disk: Disk, name: str) -> None:
+    """Owners under the test's hand, each ended in its own way; the third comes back from its freeze, and writes."""
+    async with MemoryStore(disk) as store:
+        await store.submit(Submit(name, None, Creation(agent="by-hand")))
+
+        async def owner(number: int, previous: IncarnationId | None = None, ends: Death | None = None) -> Writer:
+            incarnation = new_incarnation()
+            about = About(f"hand{number}", "http://hand", 10, ("by-hand",), Instant(0))
+            await store.register(incarnation, about, 0.01 if number in (3, 4) else 60)
+            if previous is not None and ends is not None:
+                while not isinstance(buried := await store.bury(previous, ends), Buried):
+                    await asyncio.sleep(0.01)
+                assert buried.why is ends
+            claim = Claim(
+                name, incarnation, new_token(), Epoch(number - 1), about.node, about.address, "wanted", death=ends
+            )
+            held = await store.claim(claim)
+            assert isinstance(held, Held)
+            return Writer(store, held)
+
+        drained = await owner(1)
+        await drained.release(reason=Reason.DRAINED)
+        died = await owner(2)
+        frozen = await owner(3, died.lease.incarnation, Death.EXITED)
+        expired = await owner(4, frozen.lease.incarnation, Death.EXPIRED)
+        for _ in range(2):
+            assert isinstance(await store.append(frozen.batch(note("late"))), Fenced)
+        assert isinstance(await store.release(frozen.farewell()), Fenced)
+        gave_up = await owner(5, expired.lease.incarnation, Death.EXPIRED)
+        await owner(6, gave_up.lease.incarnation, Death.RETIRED)
+
+
+def test_the_timeline_says_how_each_owner_ended_and_what_a_zombie_was_refused(shell: Shell, name: str):
+    shell.cluster.does(one_after_the_other(shell.cluster.disk, name))
+    told = shell.json("show", name, "--timeline")
+    assert [one["ended"] for one in told] == ["drained", "died", "frozen", "expired", "gave_up", None]
+    refused = [sorted(write["operation"] for write in one["refused"]) for one in told]
+    assert refused == [[], [], ["append", "append", "release"], [], [], []]
+    assert all(told[2]["until"] <= write["at"] for write in told[2]["refused"]), "after it was another's"
+    rows = {
+        words[1]: line
+        for line in shell.run("show", name, "--timeline").stdout.splitlines()
+        if len(words := line.split()) > 5
+    }
+    shown = {
+        "hand1": "drained",
+        "hand2": "died",
+        "hand3": "frozen",
+        "hand4": "expired",
+        "hand5": "gave up",
+        "hand6": "holds it",
+    }
+    for node, ended in shown.items():
+        assert ended in rows[node]
+        assert ("2 append" in rows[node], "1 release" in rows[node]) == (node == "hand3", node == "hand3")
 
 
 def test_tail_tells_events_as_lines(shell: Shell, name: str):
