@@ -2,6 +2,7 @@
 
 import asyncio
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from node_support import (
@@ -32,6 +33,7 @@ from tenure.errors import (
 )
 from tenure.lease import Epoch
 from tenure.node.initiation import adopt
+from tenure.node.release import SPARED
 
 # --- 1 claim, 2 provision, 3 start ----------------------------------------------------------------------------------
 
@@ -640,6 +642,91 @@ async def test_c17_destroyed_only_after_the_journal_says_so(cluster: Cluster):
     await until(lambda: cluster.owner() is None)
     await until(lambda: len(heard) == 2)
     assert heard == [True, True]
+
+
+async def left_alive(cluster: Cluster, **settings: Any) -> str:
+    """The runtime that a dead owner leaves, alive."""
+    a = await cluster.add(provider=Provider(standing=cluster.standing, outlives_node=True), allow_env="TOKEN_OF_A_TEST")
+    await a.start(settings=settings or None)
+    a.kill()
+    await asyncio.sleep(1.1)
+    return str(cluster.events("runtime_requested")[0].body["name"])
+
+
+async def for_ever(_: object) -> None:
+    await asyncio.Event().wait()
+
+
+SPARED_AT = {"attach": failing(RuntimeFailure("away")), "configure": failing(RuntimeFailure("busy"))}
+SPARED_AT |= {"attach-hangs": for_ever, "configure-bug": failing(ValueError("a bug"))}
+
+
+@pytest.mark.parametrize("at", SPARED_AT)
+@in_virtual_time
+async def test_a_living_runtime_outlasts_a_takeover_that_fails_to_get_at_it(cluster: Cluster, at: str):
+    """0064: nothing is said against it; the next try attaches it."""
+    name = await left_alive(cluster)
+    provider = Provider(standing=cluster.standing, outlives_node=True, at={at.partition("-")[0]: SPARED_AT[at]})
+    b = await cluster.add(provider=provider, start_timeout_s=5)
+    with pytest.raises(ProvisioningError):
+        await b.start()
+    assert cluster.kinds()[-2:] == ["start_failed", "released"] and cluster.record().failures == 1
+    assert list(cluster.standing) == [name] and b.provider.did("discard") == []
+    b.provider.at.clear()
+    await b.start()
+    assert cluster.kinds()[-2:] == ["runtime_attached", "loop_started"]
+    assert list(cluster.standing) == [name] and len(cluster.events("runtime_requested")) == 1
+
+
+@in_virtual_time
+async def test_a_living_runtime_that_cannot_be_got_at_is_given_up_at_last(cluster: Cluster):
+    name = await left_alive(cluster)
+    at = {"configure": failing(RuntimeFailure("sick"))}
+    b = await cluster.add(provider=Provider(standing=cluster.standing, outlives_node=True, at=at))
+    for failed in range(SPARED):
+        assert list(cluster.standing) == [name], failed
+        with pytest.raises(ProvisioningError):
+            await b.start()
+    with pytest.raises(ProvisioningError):
+        await b.start()
+    assert cluster.standing == {} and cluster.fold().retired == (name,)
+    b.provider.at.clear()
+    await b.start()
+    assert cluster.kinds()[-3:] == ["runtime_requested", "runtime_ready", "loop_started"]
+
+
+NOT_SPARED = {
+    "for good": {"outlives_node": True, "at": {"attach": failing(RuntimeFailure("not yours", permanent=True))}},
+    "of a node": {"at": {"attach": failing(RuntimeFailure("away"))}},
+    "new": {"outlives_node": True, "at": {"provision": failing(RuntimeFailure("full"))}},
+}
+
+
+@pytest.mark.parametrize("how", NOT_SPARED)
+@in_virtual_time
+async def test_what_is_made_by_a_start_or_cannot_outlive_it_ends_with_it(cluster: Cluster, how: str):
+    name = await left_alive(cluster)
+    if how == "new":
+        cluster.standing.clear()
+    b = await cluster.add(provider=Provider(standing=cluster.standing, **NOT_SPARED[how]))  # type: ignore[arg-type]
+    with pytest.raises(ProvisioningError):
+        await b.start()
+    assert cluster.standing == {} and cluster.fold().runtime is None and name in cluster.fold().retired
+
+
+@in_virtual_time
+async def test_a_missing_credential_says_nothing_against_a_runtime(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tenure.node.release.SPARED", 0)
+    monkeypatch.setenv("TOKEN_OF_A_TEST", "there")
+    name = await left_alive(cluster, credentials={"TOKEN": "env:TOKEN_OF_A_TEST"})
+    monkeypatch.delenv("TOKEN_OF_A_TEST")
+    b = await cluster.add(provider=Provider(standing=cluster.standing, outlives_node=True), allow_env="TOKEN_OF_A_TEST")
+    with pytest.raises(ProvisioningError) as failed:
+        await b.start()
+    assert failed.value.credential is not None and list(cluster.standing) == [name]
+    monkeypatch.setenv("TOKEN_OF_A_TEST", "there again")
+    await b.start()
+    assert cluster.kinds()[-2:] == ["runtime_attached", "loop_started"]
 
 
 @in_virtual_time

@@ -9,6 +9,7 @@ from tenure import facts
 from tenure.abc import Reason
 from tenure.errors import ProvisioningError
 from tenure.journal import CommandSettled, Outcome, RuntimeDiscarded, StartFailed, draft
+from tenure.lease import TenureState
 from tenure.node.reaper import named_by
 from tenure.node.reasons import reason_of, speakable
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 DISCARD_S = 30.0
+SPARED = 20
+"""After how many failed starts in a row a runtime is given up that lives, but cannot be attached or configured (0064)."""
 UNFINISHED_S = 3600.0
 """How long a copy may be unfinished while nobody goes on with it."""
 
@@ -32,20 +35,29 @@ async def release(tenure: Tenure, reason: Reason) -> None:
 
 
 async def fail(tenure: Tenure, failure: ProvisioningError) -> None:
-    """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5)."""
+    """Fail safe: the reason journaled and the claim released in one append, then the runtime torn down (G5); one that lived
+    before this start outlasts it, if it can."""
     means = tenure.means
+    spares = tenure.state in (TenureState.CLAIMED, TenureState.PROVISIONING) and (
+        failure.credential is not None or (not failure.permanent and tenure.record.failures < SPARED)
+    )
     back_off = min(60.0, 2.0 ** min(tenure.record.failures, 6)) * means.config.backoff_s * means.rng.uniform(0.75, 1.25)
     failure = _speakable(tenure, failure)
     told = draft(StartFailed(failure.step, failure.reason, failure.permanent, failure.credential))
     await tenure.release(
         Reason.FAILED,
-        lambda fold: [*_discarding(tenure, fold, "failed"), told, *(_refusals(fold) if failure.permanent else [])],
+        lambda fold: [
+            *_discarding(tenure, fold, "failed", spares=spares),
+            told,
+            *(_refusals(fold) if failure.permanent else []),
+        ],
         failed=failure.permanent,
         retry_in_s=None if failure.permanent else back_off,
     )
     tenure.telling.start_failed(failure.step, speakable(tenure.masked(failure.reason)), permanent=failure.permanent)
-    if tenure.fold.runtime is not None:
-        await _discard(tenure, tenure.fold.runtime)
+    name = tenure.fold.runtime
+    if name is not None and _discarding(tenure, tenure.fold, "failed", spares=spares):
+        await _discard(tenure, name)
     if not tenure.ready.done():
         tenure.ready.set_exception(failure)
 
@@ -65,10 +77,13 @@ def _refusals(fold: Fold) -> list[Draft]:
     return [draft(CommandSettled(c.seq, Outcome.REFUSED, told)) for c in fold.urgent if c.kind == "start"]
 
 
-def _discarding(tenure: Tenure, fold: Fold, reason: str) -> list[Draft]:
-    """Asked when the release's time has come: the append that names the runtime may still have been under way."""
-    name = fold.runtime
-    if name is None or (tenure.means.provider.outlives_node and reason != "failed"):
+def _discarding(tenure: Tenure, fold: Fold, reason: str, *, spares: bool = False) -> list[Draft]:
+    """Asked when the release's time has come: the append that names the runtime may still have been under way.
+
+    `spares`: the start failed before its runtime was anything but what a former one had left, alive.
+    """
+    name, keeps = fold.runtime, reason != "failed" or (spares and fold.runtime_ready)
+    if name is None or (tenure.means.provider.outlives_node and keeps):
         return []
     return [draft(RuntimeDiscarded(name, reason))]
 
