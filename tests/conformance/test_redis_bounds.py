@@ -1,7 +1,7 @@
 """Where answers are put together from pieces, and what is bounded: nothing is lost or shown twice at a seam."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ import redis_servers
 from tenure.abc import Appended, Death, Filters, Held, Hint, Reading, Sent, Snapshot, Submit, Topic
 from tenure.errors import InvalidInputError
 from tenure.lease import Epoch
-from tenure.stores.redis import hints, reading, writing
+from tenure.stores.redis import hints, link, reading, writing
 from tenure.stores.redis.hints import Follower
 from tenure.testing.servers import RedisServer, redis_binary, until
 from tenure.testing.store_suite import Stage
-from tenure.testing.store_suite.stage import CREATION, PATIENCE_S, awaited, expect, note
+from tenure.testing.store_suite.stage import AGENT, CREATION, PATIENCE_S, Writer, awaited, expect, note
 
 
 @pytest.fixture
@@ -179,3 +179,118 @@ async def test_a_follower_that_does_not_read_is_told_that_it_missed_something(mo
     follower.close()
     got = [hint async for hint in follower.hints()]
     assert [(hint.head, hint.lapsed) for hint in got] == [(2, True), (3, False), (4, False)]
+
+
+# the work of one script: the server does nothing else meanwhile (PROTOCOL section 5; decision 0161)
+
+
+class Counted:
+    """A server of one's own, and what the scripts did that were run while something was asked."""
+
+    def __init__(self, server: RedisServer, stage: Stage) -> None:
+        self.stage = stage
+        self._server = server
+
+    async def scripts[R](self, asked: Awaitable[R]) -> tuple[R, int, dict[str, int]]:
+        """The answer, how many scripts it took, and how often they called each command."""
+        self._server.forget_calls()
+        answer = await asked
+        calls = self._server.calls()
+        scripts = calls.pop("evalsha")
+        return answer, scripts, {name: n for name, n in calls.items() if not name.startswith(("config", "info"))}
+
+
+@pytest.fixture
+def own() -> Iterator[RedisServer]:
+    with RedisServer(redis_servers.folder()) as server:
+        yield server
+
+
+@pytest.fixture
+async def counted(own: RedisServer) -> AsyncIterator[Counted]:
+    async with redis_servers.stage_on(own.url()) as stage:
+        yield Counted(own, stage)
+
+
+async def long_journal(stage: Stage) -> Writer:
+    writer = await stage.owned()
+    for _ in range(3):
+        await writer.append(*(note() for _ in range(900)))
+    return writer
+
+
+async def test_the_largest_reading_is_a_thousand_entries_a_script(counted: Counted):
+    """In ten pieces; and as much where nothing matches: the next script goes on."""
+    read, conversation = counted.stage.store.read, (await long_journal(counted.stage)).lease.conversation
+    most = counted.stage.store.limits.page
+    answer, scripts, calls = await counted.scripts(read(conversation, 5, most))
+    assert len(expect(Reading, answer).events) == most == reading.READ_ENTRIES == 1000
+    assert (scripts, calls["xrange"]) == (1, 10)
+    assert sum(calls.values()) <= 10 + 5
+    answer, scripts, calls = await counted.scripts(read(conversation, 0, most, kinds=["rare"]))
+    assert expect(Reading, answer).events == ()
+    assert (scripts, calls["xrange"]) == (3, 28), "2,702 entries"
+    assert sum(calls.values()) <= 28 + scripts * 5
+
+
+async def test_smaller_readings_are_more_scripts(counted: Counted, monkeypatch: pytest.MonkeyPatch):
+    conversation = (await long_journal(counted.stage)).lease.conversation
+    for entries, many in ((500, 2), (100, 10)):
+        monkeypatch.setattr(reading, "READ_ENTRIES", entries)
+        answer, scripts, calls = await counted.scripts(counted.stage.store.read(conversation, 5, 1000))
+        assert len(expect(Reading, answer).events) == 1000
+        assert (scripts, calls["xrange"]) == (many, 10), f"{entries // 100} pieces each"
+    monkeypatch.setattr(reading, "READ_BYTES", 1)
+    _, scripts, calls = await counted.scripts(counted.stage.store.read(conversation, 5, 1000))
+    assert scripts == calls["xrange"] == 10, "a piece is never cut"
+
+
+async def test_the_largest_append_is_a_command_an_event(counted: Counted):
+    writer, most = await counted.stage.owned(), counted.stage.store.limits.batch_events
+    batch = writer.batch(*(note() for _ in range(most)))
+    _, scripts, calls = await counted.scripts(counted.stage.store.append(batch))
+    assert (scripts, calls["xadd"]) == (1, most)
+    assert sum(calls.values()) <= most + 10
+    with pytest.raises(InvalidInputError, match=f"{most + 1} in one batch"):
+        await counted.stage.store.append(writer.batch(*(note() for _ in range(most + 1))))
+
+
+async def test_joined_appends_are_a_hundred_a_script(counted: Counted, monkeypatch: pytest.MonkeyPatch):
+    writers = [await counted.stage.owned() for _ in range(250)]
+
+    async def append_all(number: int, events: int = 1) -> tuple[int, dict[str, int]]:
+        batches = [replace(one.batch(*(note() for _ in range(events)), seen=0), number=number) for one in writers]
+        answers, scripts, calls = await counted.scripts(counted.stage.store.append_all(batches))
+        assert all(isinstance(answer, Appended) for answer in answers)
+        return scripts, calls
+
+    scripts, calls = await append_all(1)
+    assert link.TOGETHER == 100
+    assert scripts == 3
+    assert sum(calls.values()) <= 250 * 4 + scripts, "each: look, write, keep, tell"
+    monkeypatch.setattr(link, "TOGETHER", 10)
+    assert (await append_all(2))[0] == 25
+    monkeypatch.undo()
+    scripts, calls = await append_all(3, events=100)
+    assert calls["xadd"] == 250 * 100
+    most = link.TOGETHER_BYTES // (3 * link.ARGUMENT_BYTES) + 100
+    assert scripts >= calls["xadd"] / most, "those of many events are fewer in a script"
+
+
+async def test_a_look_is_at_each_partition_once_and_at_none_that_is_empty(counted: Counted):
+    store, me = counted.stage.store, await counted.stage.node()
+
+    async def swept(*agents: str) -> dict[str, int]:
+        _, scripts, calls = await counted.scripts(store.wanted(me, agents, None, 1))
+        assert scripts == 1
+        return calls
+
+    assert sum((await swept(AGENT)).values()) <= 64 + 2, "the partitions, who lives, what time it is"
+    for number in range(400):
+        await store.submit(counted.stage.say(f"wanted {number}"))
+    for agents in ([AGENT], [AGENT, "other", "more"]):
+        calls = await swept(*agents)
+        partitions = calls["zcard"]
+        assert partitions == 64
+        assert calls["zlexcount"] == 64 * len(agents)
+        assert sum(calls.values()) <= 64 * (2 + len(agents)) + 2 + 2, "however much is wanted"
