@@ -10,7 +10,7 @@ def redis(case: str) -> Killers:
 OUTAGES = "tests/conformance/test_redis_outages.py"
 FENCE = "record.owner == lease.incarnation and int(record.epoch) == lease.epoch and record.token == lease.token"
 NEXT = "tonumber(batch.number) == record.number + 1 and tonumber(batch.seen) <= record.head"
-EPOCH = "record.epoch = math.max(record.epoch, journal_epoch, tonumber(floor)) + 1"
+EPOCH = "record.epoch = math.max(record.epoch, journal_epoch, tonumber(claimant.floor)) + 1"
 COMPARED = "if int(record.epoch) ~= expected_epoch then"
 LET_GO = "  after.owner, after.owner_node, after.owner_address, after.owner_since = false, false, false, 0\n  after.token, after.started"
 
@@ -49,7 +49,7 @@ Mutation("M11", "C2", "stores/redis/lua/claim.lua", "batches are counted on afte
          "  record.number, record.digest, record.result = 0, false, false\n", "",
          redis("c2_batches_are_counted_anew_after_a_claim"))
 Mutation("M12", "G1", "stores/redis/lua/claim.lua", "a live owner is replaced",
-         "if record.owner and not mine and forced ~= '1' and not is_dead(record.owner) then", "if false then",
+         "if record.owner and not mine and forced ~= '1' and not is_dead(register, record.owner) then", "if false then",
          redis("g1_a_live_owner_keeps_what_it_holds"))
 Mutation("M13", "rule 4", "stores/redis/lua/claim.lua", "the floor is ignored",
          EPOCH, "record.epoch = math.max(record.epoch, journal_epoch) + 1",

@@ -19,6 +19,7 @@ from node_support import (
 from tenure.abc import About, Buried, Death
 from tenure.clock import Instant
 from tenure.lease import IncarnationId
+from tenure.node.claimer import BATCH
 
 ABOUT = About("other", "test://other", 10, ("echo",), Instant(0.0))
 
@@ -150,14 +151,13 @@ async def test_what_one_node_has_no_place_for_another_takes(cluster: Cluster):
 
 @in_virtual_time
 async def test_more_than_a_batch_is_claimed_in_one_sweep(cluster: Cluster):
-    names = [f"c{n:03}" for n in range(150)]
+    names = [f"c{n:03}" for n in range(BATCH + 50)]
     for name in names:
         await cluster.say(conversation=name)
-    node = await cluster.add(capacity=140)
-    await until(lambda: sum(cluster.owner(c) is not None for c in names) == 140, 5)
+    node = await cluster.add(capacity=BATCH + 40)
+    await until(lambda: sum(cluster.owner(c) is not None for c in names) == BATCH + 40, 5)
     sizes = [len(args[0]) for name, args in node.rig.calls if name == "claim_all"]
-    assert max(sizes) <= 64
-    assert sum(sizes) == 140
+    assert sizes == [BATCH, 40]
 
 
 @in_virtual_time

@@ -7,7 +7,7 @@ from node_support import Agent, C, Cluster, call, in_virtual_time, until
 from tenure.abc import Limits, Turn
 from tenure.errors import InvalidInputError
 from tenure.journal import Draft
-from tenure.node.tenure import SNAPSHOT_EVERY
+from tenure.node.tenure import SNAPSHOT_AT_REST, SNAPSHOT_EVERY
 
 
 async def for_ever(_: object = None) -> None:
@@ -83,3 +83,30 @@ async def test_a_fold_that_is_larger_than_a_snapshot_may_be_is_read_from_the_jou
     await until(lambda: b.agent.turns)
     assert b.tenure().fold == cluster.fold()
     assert b.tenure().loop_state == {"poured": SNAPSHOT_EVERY + 49}
+
+
+@in_virtual_time
+async def test_what_rests_leaves_a_snapshot_so_that_it_wakes_without_its_past(cluster: Cluster):
+    """Whoever sends the next message waits for the reading; of a few events no snapshot is made."""
+
+    async def pour(turn: Turn) -> None:
+        for n in range(SNAPSHOT_AT_REST):
+            await turn.journal([Draft("drop", {"n": n})])
+
+    async def once(agent: Agent) -> int:
+        """How far the next owner's first reading reaches back, when this one has let go."""
+        node = await cluster.add(agent=agent)
+        said = await cluster.say(via=node)
+        await until(lambda: cluster.settled(said))
+        await node.node.drain()
+        snapshot = cluster.disk.conversations[C].snapshot
+        return 0 if snapshot is None or snapshot.fold is None else snapshot.seq
+
+    assert await once(Agent()) == 0
+    before = len(cluster.events("released"))
+    assert await once(Agent(on_turn=pour)) >= SNAPSHOT_AT_REST
+    assert len(cluster.events("released")) == before + 1
+    b = await cluster.add(agent=Agent(on_turn=for_ever))
+    await cluster.say(via=b)
+    await until(lambda: b.agent.turns)
+    assert b.tenure().fold == cluster.fold()

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from tenure.node.tenure import Means
 
 
-BATCH = 64
+BATCH = 200
 """Claims that travel together; between two batches other nodes get their share of a dead node's conversations."""
+AT_ONCE = 25
+"""So many of them are entered into the table in one turn of the event loop."""
 JITTER_S = 0.02
 """How long a node at most lets the one that heard a command first go ahead."""
 
@@ -209,7 +211,9 @@ class Claimer:
             )
             for w in wanted
         ]
-        for claim, answer in zip(claims, await self._answers(claims), strict=False):
+        for number, (claim, answer) in enumerate(zip(claims, await self._answers(claims), strict=False), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             if isinstance(answer, Held) and not self._incarnation.given_up:
                 adopt(self._incarnation, answer, claim, began, paced=True)
 

@@ -13,6 +13,7 @@ from tenure.lease import TenureState
 from tenure.node.activity import Activity
 
 if TYPE_CHECKING:
+    from tenure.abc import Death
     from tenure.facts import Facts
     from tenure.lease import IncarnationId
     from tenure.node.heartbeat import Heartbeat
@@ -49,6 +50,8 @@ class Incarnation:
         """Copies whose past is being written here: joined, never doubled, and not cancelled with who asked."""
         self.claiming: dict[str, asyncio.Task[None]] = {}
         """Conversations that the sweep claims just now."""
+        self.deaths: dict[IncarnationId, Death] = {}
+        """How others ended, as far as this one has asked: they stay dead, and a sweep meets the same one again and again."""
         self.activity = Activity()
         """What people are told of the last hour."""
         self.over = asyncio.Event()
@@ -115,7 +118,9 @@ class Incarnation:
     @property
     def held(self) -> int:
         """How many conversations this incarnation holds, or is about to."""
-        return len(self.table.keys() | self.starting.keys() | self.rehydrating.keys() | self.claiming.keys())
+        # Asked at every sweep and every command: nothing here may grow with the table.
+        coming = self.starting.keys() | self.rehydrating.keys() | self.claiming.keys()
+        return len(self.table) + sum(name not in self.table for name in coming)
 
     def has_room(self, conversation_id: str, capacity: int) -> bool:
         """Whether it may hold the conversation: it does already, or there is a place left."""

@@ -299,11 +299,16 @@ async def death_of(incarnation: Incarnation, owner: IncarnationId | None) -> Dea
     """How an owner ended that was found dead: a word for the timeline, so that no answer costs no claim."""
     if owner is None or owner == incarnation.id:
         return None
+    if (known := incarnation.deaths.get(owner)) is not None:
+        return known
     try:
         answer = await _means(incarnation).store.bury(owner, Death.EXPIRED)
     except StoreUnavailableError:
         return None
-    return answer.why if isinstance(answer, Buried) else None
+    if not isinstance(answer, Buried) or answer.why is None:
+        return None
+    incarnation.deaths[owner] = answer.why
+    return answer.why
 
 
 def _elsewhere(conversation_id: str, record: Record, expires_in_s: float | None = None) -> TenureError:

@@ -78,6 +78,8 @@ KEPT = 1000
 """So many events are kept at most."""
 SNAPSHOT_EVERY = 200
 """Events between two snapshots of the fold: what a takeover reads is bounded by this, not by the journal's age."""
+SNAPSHOT_AT_REST = 32
+"""And before a release: whoever wakes it up waits for the reading. Of fewer events a snapshot costs more than it saves."""
 
 
 @final
@@ -414,7 +416,7 @@ class Tenure:
 
     async def _write(self, drafts: tuple[Draft, ...], state: JsonObject | None) -> Appended:
         before = self.fold
-        batch = self._batch(before, checked(before, drafts), drafts, state)
+        batch = self._batch(before, checked(before, drafts), drafts, state, SNAPSHOT_EVERY)
         result = await self._send(batch)
         self._number = batch.number
         self.telling.journaled(drafts)
@@ -423,10 +425,17 @@ class Tenure:
         await self._absorb(before, drafts, result)
         return result
 
-    def _batch(self, before: Fold, after: Fold, drafts: tuple[Draft, ...], state: JsonObject | None) -> Append:
+    def _batch(
+        self,
+        before: Fold,
+        after: Fold,
+        drafts: tuple[Draft, ...],
+        state: JsonObject | None,
+        snapshot_every: int,
+    ) -> Append:
         settle = settlement(before, after, drafts, self.agent_status and self.masked(self.agent_status))
         snapshot = None if state is None else Snapshot(before.seq, None, state)
-        if before.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
+        if before.seq - self._snapshot_seq >= snapshot_every:
             self._snapshot_seq = before.seq
             whole = Snapshot(before.seq, before.as_json(), state)
             if snapshot_size(whole) <= self.means.store.limits.snapshot_bytes:
@@ -503,7 +512,7 @@ class Tenure:
             if self.mask is not None:
                 drafts = tuple(replace(d, body=self.mask.object(d.body)) for d in drafts)
             after = checked(before, drafts)
-            batch = self._batch(before, after, drafts, None)
+            batch = self._batch(before, after, drafts, None, SNAPSHOT_AT_REST)
             # A stop that came meanwhile is not left unsettled: the next owner answers it, and then tries again.
             unheard = any(c.kind in CORE_COMMANDS and c.kind != "message" for c in after.urgent)
             if failed and not unheard and batch.settle is not None:

@@ -142,15 +142,22 @@ class Link(asyncio.Protocol):
         self._soon()
         return await self._patiently(request.answer, request.asked_at)
 
-    async def join(self, share: Share, tag: str, *, durable: bool = False) -> Reply:
-        """Send a share, with whatever others of its script and hash tag are asked for in this turn of the event loop.
+    async def join(self, shares: Sequence[tuple[str, Share]], *, durable: bool = False) -> list[Reply]:
+        """Send shares, each with whatever others of its script and hash tag are asked for in this turn of the event loop.
 
         :raises StoreUnavailableError: as :meth:`ask`.
         """
         self._insist()
+        asked_at = self._loop.time()
+        answers = [self._accompany(tag, share, asked_at, durable=durable) for tag, share in shares]
+        if len(answers) == 1:
+            return [await self._patiently(answers[0], asked_at)]
+        return await self._patiently(asyncio.gather(*answers), asked_at)
+
+    def _accompany(self, tag: str, share: Share, asked_at: float, *, durable: bool) -> asyncio.Future[Reply]:
         company = self._companies.get((share.script, tag))
         if company is None or company.is_full:
-            company = self._companies[share.script, tag] = _Company(self._loop.time(), durable)
+            company = self._companies[share.script, tag] = _Company(asked_at, durable)
             self._packed.append(company)
             self._unsent.append(company)
             self._soon()
@@ -158,7 +165,7 @@ class Link(asyncio.Protocol):
         company.size += len(share.arguments) * ARGUMENT_BYTES + sum(map(len, share.arguments))
         answer: asyncio.Future[Reply] = self._loop.create_future()
         company.answers.append(answer)
-        return await self._patiently(answer, company.asked_at)
+        return answer
 
     def _insist(self) -> None:
         if self._transport is None or self._transport.is_closing():

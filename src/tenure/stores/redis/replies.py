@@ -32,60 +32,61 @@ def instant(milliseconds: str | bytes) -> Instant:
     return Instant(int(milliseconds) / MILLISECONDS)
 
 
-_POLICIES: dict[str, Policy] = {one.value: one for one in Policy}
-_TURNS: dict[str, TurnState] = {one.value: one for one in TurnState}
+_POLICIES: dict[bytes, Policy] = {one.value.encode(): one for one in Policy}
+_TURNS: dict[bytes, TurnState] = {one.value.encode(): one for one in TurnState}
 
 
-def _object(text: str | None) -> JsonObject:
+def _object(text: bytes | None) -> JsonObject:
     """Most conversations have none."""
-    return {} if text is None or text == "{}" else json.loads(text)
+    return {} if text is None or text == b"{}" else json.loads(text)
 
 
 def record_of(shown: Sequence[Reply]) -> Record:
     """The record out of what a script shows: the store's now, then the hash, in which what is 0 or false is not there; behind
     it, where the script has changed the record, what it has set, and which fields are gone."""
     now, flat, *changes = shown
-    hash = _pairs(flat)
+    hash: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
     if changes:
         set, gone = changes
-        hash |= _pairs(set)
+        hash.update(zip(set[::2], set[1::2], strict=True))
         for field in gone:
-            hash.pop(field.decode(), None)
+            hash.pop(field, None)
     get = hash.get
 
-    def number(field: str) -> int:
-        return int(get(field, 0))
+    def text(field: bytes) -> str | None:
+        value = get(field)
+        return None if value is None else value.decode()
 
-    epoch = Epoch(number("epoch"))
-    left = number("not_before") - int(now)
+    epoch, token = Epoch(int(get(b"epoch", 0))), text(b"token")
+    left = int(hash[b"not_before"]) - int(now) if b"not_before" in hash else 0
     return Record(
-        conversation=hash["conversation"],
-        user_id=hash.get("user_id"),
-        agent=hash.get("agent", ""),
-        settings=_object(get("settings")),
-        policy=_POLICIES[get("policy", "enqueue")],
-        title=hash.get("title"),
-        metadata=_object(get("metadata")),
-        version=number("version"),
+        conversation=hash[b"conversation"].decode(),
+        user_id=text(b"user_id"),
+        agent=text(b"agent") or "",
+        settings=_object(get(b"settings")),
+        policy=_POLICIES[get(b"policy", b"enqueue")],
+        title=text(b"title"),
+        metadata=_object(get(b"metadata")),
+        version=int(get(b"version", 0)),
         epoch=epoch,
         owner=_owner(hash, epoch),
-        token=None if "token" not in hash else Token(hash["token"]),
-        head=number("head"),
-        last_command=number("last_command"),
-        last_start=number("last_start"),
-        unsettled=number("unsettled"),
-        turn=_TURNS[get("turn", "none")],
-        started=get("started") == "1",
-        wanted=get("wanted") == "1",
-        retry_in_s=left / MICROSECONDS if left > 0 and "not_before" in hash else None,
-        lost=number("lost"),
-        failures=number("failures"),
-        stopped=get("stopped") == "1",
-        failed=get("failed") == "1",
-        deleted=get("deleted") == "1",
-        agent_status=hash.get("agent_status"),
-        created_at=instant(hash.get("created_at", "0")),
-        updated_at=instant(hash.get("updated_at", "0")),
+        token=None if token is None else Token(token),
+        head=int(get(b"head", 0)),
+        last_command=int(get(b"last_command", 0)),
+        last_start=int(get(b"last_start", 0)),
+        unsettled=int(get(b"unsettled", 0)),
+        turn=_TURNS[get(b"turn", b"none")],
+        started=get(b"started") == b"1",
+        wanted=get(b"wanted") == b"1",
+        retry_in_s=left / MICROSECONDS if left > 0 else None,
+        lost=int(get(b"lost", 0)),
+        failures=int(get(b"failures", 0)),
+        stopped=get(b"stopped") == b"1",
+        failed=get(b"failed") == b"1",
+        deleted=get(b"deleted") == b"1",
+        agent_status=text(b"agent_status"),
+        created_at=instant(get(b"created_at", b"0")),
+        updated_at=instant(get(b"updated_at", b"0")),
     )
 
 
@@ -95,11 +96,13 @@ def created_no_of(shown: Sequence[Reply]) -> int:
     return int(set[set.index(b"created_no") + 1])
 
 
-def _owner(hash: dict[str, str], epoch: Epoch) -> Owner | None:
-    if "owner" not in hash:
+def _owner(hash: dict[bytes, bytes], epoch: Epoch) -> Owner | None:
+    owner = hash.get(b"owner")
+    if owner is None:
         return None
-    since = instant(hash.get("owner_since", "0"))
-    return Owner(hash["owner_node"], IncarnationId(hash["owner"]), hash["owner_address"], epoch, since)
+    since = instant(hash.get(b"owner_since", b"0"))
+    node, address = hash[b"owner_node"].decode(), hash[b"owner_address"].decode()
+    return Owner(node, IncarnationId(owner.decode()), address, epoch, since)
 
 
 def appended_of(result: bytes) -> Appended:

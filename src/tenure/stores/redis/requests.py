@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
-from tenure.abc import TooLarge
+from tenure.abc import Death, TooLarge
 from tenure.journal import Claimed, Created, Json, JsonObject, Policy, Released, canonical, digest, draft
 from tenure.stores.redis.replies import MICROSECONDS
 from tenure.stores.redis.scripts import script
@@ -15,16 +16,19 @@ if TYPE_CHECKING:
     from tenure.abc import Append, Claim, Creation, Limits, Release, Snapshot, Written
     from tenure.conversation import Settle
     from tenure.journal import Command, Draft
-    from tenure.lease import Lease
+    from tenure.lease import IncarnationId, Lease
     from tenure.stores.redis.keys import ConversationKeys, PartitionKeys
     from tenure.stores.redis.scripts import Argument, Share
 
 type Arguments = dict[str, str]
 
-NOTHING_TO_CREATE = (
+CREATION: tuple[str, ...] = (
     "event", "asked_agent", "agent", "user_id", "asked_settings", "settings", "settings_digest", "policy", "title",
     "metadata", "create_wanted", "seen", "event_large",
 )  # fmt: skip
+"""What a conversation is created with, in the order that ``claim`` takes it."""
+NOTHING_TO_CREATE: Arguments = dict.fromkeys(CREATION, "")
+DIGEST_OF_NOTHING = digest({})
 
 
 def indexes(partition: PartitionKeys) -> Arguments:
@@ -48,9 +52,10 @@ def microseconds(seconds: float) -> str:
 def creation_arguments(creation: Creation | None, seen: int, limits: Limits) -> tuple[Arguments, TooLarge | None]:
     """What a conversation would be created with; `seen` is the highest creation number that this process has seen."""
     if creation is None:
-        return dict.fromkeys(NOTHING_TO_CREATE, ""), None
+        return NOTHING_TO_CREATE, None
     agent = creation.agent or creation.default_agent
     settings: JsonObject = creation.settings if creation.settings is not None else {}
+    settings_digest = digest(settings) if settings else DIGEST_OF_NOTHING
     policy = creation.policy or Policy.ENQUEUE
     event = canonical(draft(Created(agent, creation.user_id, settings, policy.value)).body)
     large = _too_large(0, event, limits)
@@ -59,12 +64,12 @@ def creation_arguments(creation: Creation | None, seen: int, limits: Limits) -> 
         "asked_agent": nullable(creation.agent),
         "agent": agent,
         "user_id": nullable(creation.user_id),
-        "asked_settings": nullable(None if creation.settings is None else digest(settings)),
-        "settings": canonical(settings),
-        "settings_digest": digest(settings),
+        "asked_settings": nullable(None if creation.settings is None else settings_digest),
+        "settings": canonical(settings) if settings else "{}",
+        "settings_digest": settings_digest,
         "policy": policy.value,
         "title": nullable(creation.title),
-        "metadata": canonical(creation.metadata if creation.metadata is not None else {}),
+        "metadata": canonical(creation.metadata) if creation.metadata else "{}",
         "create_wanted": flag(creation.wanted),
         "seen": str(seen),
         "event_large": flag(large is not None),
@@ -90,21 +95,31 @@ def command_arguments(command: Command | None, limits: Limits) -> tuple[Argument
     return arguments, large
 
 
-def claim_arguments(request: Claim) -> Arguments:
-    """A claim attempt, without its creation; the script puts ``previous`` behind the event's body."""
-    death = None if request.death is None else request.death.value
-    body = Claimed(request.incarnation, request.node, request.address, request.why, request.forced, death=death)
-    known = {name: value for name, value in draft(body).body.items() if name != "previous"}
-    return {
-        "incarnation": request.incarnation,
-        "token": request.token,
-        "expected_epoch": str(request.expected_epoch),
-        "node": request.node,
-        "address": request.address,
-        "body": canonical(known),
-        "forced": flag(request.forced),
-        "floor": str(request.floor),
-    }
+def claim_share(
+    request: Claim, keys: ConversationKeys, register: str | None, common: Arguments, creation: Arguments, *, dead: bool
+) -> Share:
+    """A claim attempt, to travel with those of others. `register` is null where that key lives elsewhere; `dead`: the claimant is
+    known to be; `common` is what all shares are given."""
+    partition = keys.partition
+    names = (
+        keys.lock, keys.journal, keys.epochs, partition.wanted, partition.owners, partition.named, partition.created,
+    )  # fmt: skip
+    arguments: list[str] = [
+        request.conversation, request.incarnation, request.token, str(request.expected_epoch), request.node, request.address,
+        _claimed_body(request.incarnation, request.node, request.address, request.why, request.forced, request.death),
+        flag(request.forced), str(request.floor), flag(dead),
+        *(creation[name] for name in CREATION),
+    ]  # fmt: skip
+    return script("claim").share(**common, keys=names if register is None else (*names, register), claims=arguments)
+
+
+@functools.lru_cache(maxsize=256)
+def _claimed_body(
+    incarnation: IncarnationId, node: str, address: str, why: str, forced: bool, death: Death | None
+) -> str:
+    """That of the event; the script puts ``previous`` behind it. The same for all that a sweep claims of one owner."""
+    body = Claimed(incarnation, node, address, why, forced, death=None if death is None else death.value)
+    return canonical({name: value for name, value in draft(body).body.items() if name != "previous"})
 
 
 def lease_arguments(lease: Lease, limits: Limits) -> Arguments:

@@ -108,33 +108,31 @@ class Servers:
                 return reply
         raise StoreUnavailableError(f"{self.address}: its keys are being moved; repeat the request unchanged")
 
-    async def run_all(self, calls: Sequence[tuple[str, Call]]) -> list[Reply]:
-        """Many scripts, each where its tag's keys live: one request to each server; all the same as :meth:`run`."""
-        ways: dict[Endpoint, list[int]] = {}
-        for place, (tag, _) in enumerate(calls):
-            ways.setdefault(await self._find(tag), []).append(place)
-        replies: list[Reply] = [None] * len(calls)
-        for endpoint, places in ways.items():
-            commands = [calls[place][1].command() for place in places]
-            answers = await self._ask(endpoint, Lane.WRITES, commands, durable=True)
-            for place, answer in zip(places, answers, strict=True):
-                replies[place] = answer
-        for place, (tag, call) in enumerate(calls):
-            if isinstance(replies[place], ReplyError):  # not done, by the server's own word
-                replies[place] = await self.run(tag, call)
-        return replies
-
     async def join(self, tag: str, share: Share) -> Reply:
         """A share of a script for many, with whoever else asks for the same just now; all the same as :meth:`run`.
 
         All keys of a single server may go together; those of a Cluster only where they share a slot.
         """
-        endpoint = await self._find(tag)
-        place = tag if self._slots is not None else ""
-        reply = await self._through(endpoint, Lane.WRITES, lambda link: link.join(share, place, durable=True))
-        if isinstance(reply, ReplyError):  # not done, by the server's own word
-            (reply,) = await self.run(tag, joined([share]))
+        (reply,) = await self.join_all([(tag, share)])
         return reply
+
+    async def join_all(self, shares: Sequence[tuple[str, Share]]) -> list[Reply]:
+        """:meth:`join` for many at once, one request to each server; a reply for each, in their order."""
+        ways: dict[Endpoint, list[int]] = {}
+        for at, (tag, _) in enumerate(shares):
+            ways.setdefault(await self._find(tag), []).append(at)
+        replies: list[Reply] = [None] * len(shares)
+        for endpoint, places in ways.items():
+            together = [(tag if self._slots is not None else "", share) for tag, share in (shares[at] for at in places)]
+            asked = await self._through(
+                endpoint, Lane.WRITES, lambda link, these=together: link.join(these, durable=True), len(places)
+            )
+            for at, reply in zip(places, asked, strict=True):
+                if isinstance(reply, ReplyError):  # not done, by the server's own word
+                    tag, share = shares[at]
+                    (reply,) = await self.run(tag, joined([share]))
+                replies[at] = reply
+        return replies
 
     async def get(self, tag: str, *commands: Command, lane: Lane = Lane.READS) -> list[Reply]:
         """Plain commands on keys with this tag, in one go: reads, or what may be repeated, for all are if one is refused."""

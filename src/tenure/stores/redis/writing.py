@@ -32,12 +32,11 @@ from tenure.stores.redis.rebuild import rebuild
 from tenure.stores.redis.replies import appended_of, created_no_of, record_of
 from tenure.stores.redis.requests import (
     batch_arguments,
-    claim_arguments,
+    claim_share,
     command_arguments,
     conversation_keys,
     creation_arguments,
     farewell_arguments,
-    flag,
     indexes,
     lease_arguments,
     plain_share,
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
     from tenure.stores.redis.keys import ConversationKeys, Keyspace
     from tenure.stores.redis.link import Reply
     from tenure.stores.redis.registry import Registry
-    from tenure.stores.redis.scripts import Call
+    from tenure.stores.redis.scripts import Share
     from tenure.stores.redis.servers import Servers
 
 DELTA_BYTES = 1 << 16
@@ -168,10 +167,10 @@ class Writes:
         return self._claimed(request, answer)
 
     async def claim_all(self, requests: Sequence[Claim]) -> list[Claimed]:
-        """One request for all; what has to be looked at again is claimed by itself, with the same token (rule 3)."""
+        """A few calls for all; what has to be looked at again is claimed by itself, with the same token (rule 3)."""
         may_claim = {name: await self._registry.may_claim(name) for name in {one.incarnation for one in requests}}
-        calls = [self._claim_call(request, may_claim=may_claim[request.incarnation]) for request in requests]
-        answers = await self._servers.run_all(calls)
+        shares = [self._claim_share(request, may_claim=may_claim[request.incarnation]) for request in requests]
+        answers = await self._servers.join_all(shares)
         again = (b"lost", b"elsewhere") if self._servers.is_cluster else (b"lost",)
         return [
             await self.claim(request) if answer[0] in again else self._claimed(request, answer)
@@ -179,26 +178,20 @@ class Writes:
         ]
 
     async def _claim(self, request: Claim, *, may_claim: bool) -> list[Reply]:
-        tag, call = self._claim_call(request, may_claim=may_claim)
-        return await self._until_found(request.conversation, lambda: self._servers.run(tag, call))
+        tag, share = self._claim_share(request, may_claim=may_claim)
+        return await self._until_found(request.conversation, lambda: self._servers.join(tag, share))
 
-    def _claim_call(self, request: Claim, *, may_claim: bool) -> tuple[str, Call]:
-        keys = self._keyspace.conversation(request.conversation)
+    def _claim_share(self, request: Claim, *, may_claim: bool) -> tuple[str, Share]:
+        keys, clustered = self._keyspace.conversation(request.conversation), self._servers.is_cluster
         creation, _ = creation_arguments(request.create, self.created_no, self._limits)
-        call = script("claim").call(
-            **conversation_keys(keys, "lock", "journal", "epochs"),
-            **indexes(keys.partition),
-            created=keys.partition.created,
-            given=self._given(),
-            channel=self._channel,
-            conversation=request.conversation,
-            **claim_arguments(request),
-            claimant_dead=flag(not may_claim),
-            **creation,
-            register=() if self._servers.is_cluster else (self._keyspace.register,),
-            dead=self._registry.lately_dead if self._servers.is_cluster else (),
-        )
-        return keys.tag, call
+        common = {
+            "given": self._given(),
+            "channel": self._channel,
+            "keys_each": "7" if clustered else "8",
+            "lately_dead": f" {' '.join(self._registry.lately_dead)} " if clustered else "",
+        }
+        register = None if clustered else self._keyspace.register
+        return keys.tag, claim_share(request, keys, register, common, creation, dead=not may_claim)
 
     def _claimed(self, request: Claim, answer: list[Reply]) -> Claimed:
         if answer[:2] == [b"held", b"1"]:

@@ -16,7 +16,7 @@ local now, at = clock(given)
 if int(before.epoch) ~= expected_epoch then return { 'stale', shown(lock, now) } end
 
 local after = { settings = false, metadata = false, title = false }
-for i, field in ipairs(READ) do after[field] = empty(i) end
+for _, field in ipairs(READ) do after[field] = absent.__index(nil, field) end
 after.conversation, after.user_id, after.agent = before.conversation, before.user_id, before.agent
 after.epoch, after.deleted, after.version = before.epoch + 1, 1, 1
 after.created_no, after.created_at, after.updated_at = before.created_no, before.created_at, at

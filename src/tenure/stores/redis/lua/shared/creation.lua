@@ -18,9 +18,7 @@ end
 
 -- The record of a new conversation; nothing is written yet.
 local function new_record(conversation, creation, at)
-  local record = {}
-  for i, field in ipairs(READ) do record[field] = empty(i) end
-  record.conversation = conversation
+  local record = setmetatable({ conversation = conversation }, absent)
   record.user_id, record.agent, record.policy = creation.user_id, creation.agent, creation.policy
   record.settings, record.settings_digest = creation.settings, creation.settings_digest
   record.title, record.metadata = creation.title, creation.metadata

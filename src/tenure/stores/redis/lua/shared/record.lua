@@ -13,9 +13,11 @@ local READ = {
 }
 local NUMBERS = 21
 
-local function empty(field_number)
-  return field_number <= NUMBERS and 0 or false
-end
+local is_number = {}
+for i = 1, NUMBERS do is_number[READ[i]] = true end
+
+-- A record in which what was never set is 0 or false.
+local absent = { __index = function(_, field) return is_number[field] and 0 or false end }
 
 local function load(lock)
   local values = redis.call('HMGET', lock, unpack(READ))
@@ -27,13 +29,11 @@ end
 
 -- The same for scripts that answer the record, and therefore read its bodies too; behind it the hash as it stands.
 local function fetch(lock)
-  local flat, is_number, record = redis.call('HGETALL', lock), {}, {}
-  for i = 1, NUMBERS do is_number[READ[i]] = true end
+  local flat, record = redis.call('HGETALL', lock), {}
   for i = 1, #flat, 2 do
     local field, value = flat[i], flat[i + 1]
     record[field] = is_number[field] and tonumber(value) or value
   end
-  local absent = { __index = function(_, field) return is_number[field] and 0 or false end }
   return record.conversation and setmetatable(record, absent) or nil, flat
 end
 
@@ -68,12 +68,14 @@ local function write_fields(lock, before, after)
   return set, gone
 end
 
+local NEVER = ('0'):rep(20)
+
 -- Where a record stands among the wanted; nil if it is not wanted. The text says all that a sweep has to know.
 local function place(record)
   if not record or record.wanted ~= 1 then return nil end
   local owner, token = record.owner or '', record.token or ''
   return #owner .. ':' .. owner .. #record.agent .. ':' .. record.agent
-    .. string.format('%020.0f', record.not_before)
+    .. (record.not_before == 0 and NEVER or string.format('%020.0f', record.not_before))
     .. int(record.epoch) .. ' ' .. #token .. ':' .. token .. record.conversation
 end
 
