@@ -44,6 +44,7 @@ chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store
 	@$(PYTHON_IN_VENV) -m tenure demo --agent openhands $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/client_crashes.py
+	@TENURE_BENCH_ROWS=all $(PYTHON_IN_VENV) -m pytest tests/conformance/test_bench.py -q -k every_row
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
 	@$(PYTHON_IN_VENV) -m tenure.testing.model $(ARGS)

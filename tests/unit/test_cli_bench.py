@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import importlib
 import json
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from tenure.cli.bench.results import Bound, Curve, Figure, Row
 from tenure.cli.bench.rows import claims
 from tenure.cli.bench.rows.rolling import hand_overs
 from tenure.cli.bench.running import Asked, chosen, keep, run, share_s
-from tenure.cli.bench.sampling import in_turn, upper
-from tenure.cli.bench.stage import TINY
+from tenure.cli.bench.sampling import MeasureFailedError, in_thread, in_turn, upper
+from tenure.cli.bench.stage import PARTS, TINY, Stage, parts
 from tenure.cli.bench.targets import TARGETS
 from tenure.cli.tree import tree
 from tenure.clock import Instant
@@ -128,7 +130,8 @@ async def test_a_run_whose_time_is_over_ends_and_says_what_it_left_out(tmp_path:
     assert sum("not measured: " in line and "not done within 0 s" in line for line in said) == 2, said
 
 
-def test_rows_share_a_runs_time_and_leave_what_they_do_not_use():
+def test_rows_share_a_runs_time_and_leave_what_they_do_not_use(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(running, "WEIGHTS", {"append": 2.0})
     asked = Asked(None, dataclasses.replace(TINY, total_s=100.0, limit_s=80.0), (), None, "tenure bench")
     now = time.monotonic()
     assert share_s(asked, now, "heartbeat", ["message", "append"]) == pytest.approx(25.0, abs=1.0), (
@@ -168,6 +171,29 @@ async def test_a_row_that_is_cut_keeps_what_was_measured_until_then(tmp_path: Pa
     assert found["claims"].run["whole_s"] >= found["claims"].run["seconds"] > 0
 
 
+async def test_parts_of_a_row_share_its_time_and_fail_alone():
+    ended: dict[str, float] = {}
+    row = Row("claims")
+    stage = Stage({}, TINY, time.monotonic() + 40.0)
+
+    async def part(mine: Stage, name: str) -> None:
+        ended[name] = mine.left_s
+        if name == "broken":
+            raise MeasureFailedError("no server")
+
+    async def hangs(mine: Stage) -> None:
+        await asyncio.Event().wait()
+
+    await parts(stage, row, {name: partial(part, name=name) for name in ("one", "broken", "three", "four")})
+    assert ended["one"] == pytest.approx(PARTS * 30, abs=1.0), "thrice its share, less what it takes to give up"
+    assert ended["four"] == pytest.approx(PARTS * 40, abs=1.0), "what the others left"
+    assert row.missing == {"broken": "no server"}
+    row.missing.clear()
+    await parts(Stage({}, TINY, time.monotonic() + 0.2), row, {"hangs": hangs, "behind": partial(part, name="behind")})
+    assert row.missing == {"hangs": "not done within 0 s"}
+    assert "behind" in ended
+
+
 def test_ours_stands_beside_each_peer():
     one = Row("claims", [Figure.of("ours", "ours", "per s", [10.0])])
     one.figures += [Figure.of(name, "peer", "per s", [value]) for name, value in (("peer: a", 5.0), ("peer: b", 20.0))]
@@ -192,6 +218,23 @@ async def test_what_warms_up_is_not_counted():
         return float(next(values))
 
     assert await in_turn(2, {"a": one, "b": one}, warm=2) == {"a": [4.0, 7.0], "b": [5.0, 6.0]}
+
+
+async def test_a_thread_is_given_up_only_when_it_has_ended():
+    asked, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        asked.set()
+        may_end.wait(20)
+        ended.set()
+
+    working = asyncio.ensure_future(in_thread(work))
+    await asyncio.to_thread(asked.wait, 20)
+    working.cancel()
+    asyncio.get_running_loop().call_soon(may_end.set)
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert ended.is_set()
 
 
 def test_a_hand_over_is_told_by_its_parts():

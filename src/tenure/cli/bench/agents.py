@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tenure.loops.function.turn import FunctionTurn
 
 STEPPING = f"{__name__}:stepping"
-STEPS, STEP_S = 10, 0.2
+STEPS, STEP_S = 20, 0.2
 EFFECTS = "BENCH_EFFECTS"
 """The file to which every step adds a line before it does anything: what is counted to find doubles."""
 

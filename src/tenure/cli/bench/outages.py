@@ -12,7 +12,7 @@ from tenure.abc import Submit
 from tenure.cli.bench.node_child import BLOCKS, STAYS
 from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.results import Bound, Figure
-from tenure.cli.bench.sampling import quantile, upper
+from tenure.cli.bench.sampling import in_thread, quantile, upper
 from tenure.cli.bench.stage import create, message, opened
 from tenure.testing.proxy import Proxy, Way
 
@@ -75,8 +75,7 @@ async def store_restarts(place: Place, trials: int, ttl_s: float, row: Row) -> N
         await node.until(lambda: node.counts["turn"] >= 1, "it is live")
         for number in range(trials):
             turns = node.counts["turn"]
-            await asyncio.to_thread(server.stop)
-            await asyncio.to_thread(server.start)
+            await in_thread(lambda: (server.stop(), server.start()))  # both, whatever happens: others need it
             at = time.monotonic()
             async with opened(url) as store:
                 await store.submit(Submit("kept", message(f"after-{number}")))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tenure.cli.bench.places import option
+from tenure.cli.bench.sampling import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ def _counted(work: Callable[[], object], seconds: float) -> Contestant:
             done += 1
         return done / (time.monotonic() - began)
 
-    return lambda: asyncio.to_thread(repeat)
+    return lambda: in_thread(repeat)
 
 
 # --- locks ----------------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ async def _tooz(stack: AsyncExitStack, url: str, missing: dict[str, str]) -> Any
     if module is None or offered("redis", "redis", missing) is None:
         return None
     coordinator = module.get_coordinator(f"{plain(url)}?timeout={LOCK_S}", b"bench")
-    await asyncio.to_thread(coordinator.start)
+    await in_thread(coordinator.start)
     stack.push_async_callback(asyncio.to_thread, coordinator.stop)
     return coordinator
 
@@ -160,11 +161,11 @@ async def renewals(stack: AsyncExitStack, url: str, held: int, missing: dict[str
         found[f"peer: redis-py, PEXPIRE of {held:,} in one pipeline"] = pipelined
     if (coordinator := await _tooz(stack, url, missing)) is not None:
         theirs = [coordinator.get_lock(f"{prefix}:t{number}".encode()) for number in range(held)]
-        await asyncio.to_thread(lambda: [lock.acquire(blocking=False) for lock in theirs])
+        await in_thread(lambda: [lock.acquire(blocking=False) for lock in theirs])
 
         async def beat() -> float:
             began = time.monotonic()
-            await asyncio.to_thread(coordinator.heartbeat)
+            await in_thread(coordinator.heartbeat)
             return (time.monotonic() - began) * 1000
 
         found[f"peer: tooz, heartbeat with {held:,} locks"] = beat
@@ -188,11 +189,11 @@ async def steps(
         return found
     if module := offered("langgraph.checkpoint.postgres", "langgraph-checkpoint-postgres", missing):
         saver = stack.enter_context(module.PostgresSaver.from_conn_string(plain(postgres)))
-        await asyncio.to_thread(saver.setup)
+        await in_thread(saver.setup)
         found["peer: LangGraph PostgresSaver, a growing conversation"] = _counted(_checkpoints(saver), seconds)
     if module := offered("dbos", "dbos", missing):
         try:
-            found["peer: DBOS, a step"] = await asyncio.to_thread(_dbos, stack, module, postgres, seconds)
+            found["peer: DBOS, a step"] = await in_thread(partial(_dbos, stack, module, postgres, seconds))
         except Exception as error:  # it wants a database of its own, which a user's login may not make
             missing["dbos"] = f"did not start: {str(error)[:200]}"
     return found
@@ -243,6 +244,6 @@ def _dbos(stack: AsyncExitStack, module: Any, postgres: str, seconds: float) -> 
                 done += workflow(20)
             return done / (time.monotonic() - began)
 
-        return await asyncio.to_thread(repeat)
+        return await in_thread(repeat)
 
     return measured

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 from tenure.cli.bench import page, peers, results
 from tenure.cli.bench.places import places
 from tenure.cli.bench.results import Row
-from tenure.cli.bench.stage import FAILURES, Amount, Stage
+from tenure.cli.bench.stage import FAILURES, PARTS, Amount, Stage
 from tenure.cli.bench.targets import BY_KEY, TARGETS
 from tenure.clock import SystemClock
 from tenure.errors import InvalidInputError
@@ -25,12 +25,12 @@ from tenure.errors import InvalidInputError
 if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
 
-WEIGHTS = {"claims": 1.5, "takeover": 3.5, "idle": 3.0, "append": 2.0, "rolling": 3.0, "startup": 1.5, "openhands": 3.0}
+WEIGHTS = {
+    "claims": 1.5, "heartbeat": 1.5, "takeover": 4.5, "message": 1.5, "idle": 4.0, "append": 2.5, "rolling": 3.5, "startup": 3.0, "openhands": 3.0,
+}  # fmt: skip
 """How much of a run's time a row is given, where it is limited: one part, or so many."""
 WHOLE = ("redis-py", "python-redis-lock")
 """Packages whose first word would name something else."""
-PARTS = 0.8
-"""The share of a row's time in which its parts are done: what hangs is given up while there is time to say so."""
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import cProfile
 import math
 import pstats
@@ -53,6 +54,16 @@ async def in_turn(
         for name in names if number % 2 == 0 else reversed(names):
             found[name].append(await contestants[name]())
     return found
+
+
+async def in_thread[R](work: Callable[[], R]) -> R:
+    """Do it in a thread. Given up, it is waited for first: what the thread uses is closed afterwards, never under its hands."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 type Shares = list[tuple[str, float]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Reason, Release, Submit
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 AGENT = "bench"
 FAR_S = 3600.0
+PARTS = 0.8
+"""The share of its time in which something is done: what hangs is given up while there is time to say so."""
+GENEROUS = 3.0
+"""How much more than its share of a row's time a part may take."""
 FAILURES = (MeasureFailedError, TenureError, NodeEndedError, ServerFailedError, TimeoutError, OSError)
 """What ends a measurement, and no other one."""
 TOGETHER = 200
@@ -79,14 +83,14 @@ FULL = Amount(
     dead=(10, 1_000, 10_000), resident=10_000, traced=300, history=(10, 100, 1_000, 10_000), streams=100,
 )  # fmt: skip
 QUICK = Amount(
-    name="quick", total_s=265, limit_s=120, piece_s=60, fill_s=10, rounds=3, seconds=0.4, single=100, trials=3, slow_trials=1,
+    name="quick", total_s=265, limit_s=120, piece_s=60, fill_s=10, rounds=3, seconds=0.25, single=100, trials=2, slow_trials=1,
     watched_s=4, wakings=3, held=(0, 1_000, 10_000), stored=(0, 10_000), dead=(10, 1_000), resident=300, traced=100,
     history=(10, 100, 1_000), streams=20,
     left_out={"openhands": "not in quick amounts: servers with the SDK take a minute to start; --only openhands measures it"},
 )  # fmt: skip
 TINY = Amount(
     name="tiny", total_s=float("inf"), limit_s=600, piece_s=240, fill_s=60, rounds=1, seconds=0.02, single=3, trials=1, slow_trials=1,
-    watched_s=0.4, wakings=1, held=(0, 5), stored=(0, 5), dead=(3,), resident=5, traced=3, history=(3, 10), streams=2,
+    watched_s=0.4, wakings=1, held=(0, 5), stored=(0, 5), dead=(3,), resident=5, traced=3, history=(3, 10), streams=6,
 )  # fmt: skip
 
 
@@ -106,14 +110,21 @@ class Stage:
         return max(0.0, self.ends_at - time.monotonic())
 
 
-async def piece(stage: Stage, row: Row, what: str, work: Awaitable[object], limit_s: float | None = None) -> None:
-    """Do a part of a row; what cannot be measured, or takes too long, is said on the page, and the other parts go on."""
-    limit_s = min(limit_s or stage.amount.piece_s, stage.left_s)
-    try:
-        async with asyncio.timeout(limit_s):
-            await work
-    except FAILURES as error:
-        row.missing[what] = str(error).partition("\n")[0] or f"not done within {limit_s:.0f} s"
+type Part = Callable[[Stage], Awaitable[object]]
+"""A part of a row, given the stage with the part's own end."""
+
+
+async def parts(stage: Stage, row: Row, works: Mapping[str, Part]) -> None:
+    """Do the parts of a row, one after the other; what cannot be measured, or takes too long, is said on the page, and the others
+    go on. They share the time that is left: none may take much more than its share, and what it leaves is for the others."""
+    for number, (what, work) in enumerate(works.items()):
+        share_s = stage.left_s * min(1.0, GENEROUS / (len(works) - number))
+        limit_s = min(stage.amount.piece_s, share_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                await work(replace(stage, ends_at=time.monotonic() + PARTS * limit_s))
+        except FAILURES as error:
+            row.missing[what] = str(error).partition("\n")[0] or f"not done within {limit_s:.0f} s"
 
 
 @final

@@ -7,13 +7,14 @@ import itertools
 import sqlite3
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tenure.cli.bench import peers
 from tenure.cli.bench.places import conninfo, option, redis_link
 from tenure.cli.bench.results import Bound, Curve, Figure
-from tenure.cli.bench.sampling import in_turn, median, profiled
-from tenure.cli.bench.stage import hold, names, note, opened, piece, register, waits
+from tenure.cli.bench.sampling import in_thread, in_turn, median, profiled
+from tenure.cli.bench.stage import hold, names, note, opened, parts, register, waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
     from tenure.cli.bench.results import Row
     from tenure.cli.bench.sampling import Contestant
-    from tenure.cli.bench.stage import Stage, Writer
+    from tenure.cli.bench.stage import Part, Stage, Writer
 
 WRITERS = (1, 16, 200)
 TIMED, FILLED, WARM = 300, 200, 10
@@ -48,9 +49,11 @@ async def measure(stage: Stage, row: Row) -> None:
     """Each store by itself: ours, its floor and the peers that use such a store in turn; then the cost against the length
     of the history."""
     curve: dict[str, list[tuple[float, float]]] = {}
+    works: dict[str, Part] = {}
     for place in stage.places.values():
-        await piece(stage, row, f"{place.kind}: append", _on(stage, place, row))
-        await piece(stage, row, f"{place.kind}: history", _history(stage, place, row, curve))
+        works[f"{place.kind}: append"] = partial(_on, place=place, row=row)
+        works[f"{place.kind}: history"] = partial(_history, place=place, row=row, curve=curve)
+    await parts(stage, row, works)
     if curve:
         row.curves.append(
             Curve("append.svg", "An append, by the length of the history", "events before it", "ms", curve)
@@ -65,7 +68,7 @@ async def _on(stage: Stage, place: Place, row: Row) -> None:
         ours = await _ours(store, place.kind, stage.amount.seconds)
         floor = await floors(stack, place, stage.amount.seconds)
         theirs = await _peers(stage, stack, place, row)
-        found = await in_turn(stage.amount.rounds, floor | ours | theirs, warm=1, within_s=stage.left_s / 5)
+        found = await in_turn(stage.amount.rounds, floor | ours | theirs, warm=1, within_s=stage.left_s / 2)
         for name, values in found.items():
             role = "floor" if name in floor else "ours" if name in ours else "peer"
             row.figures.append(Figure.of(name, role, "per s", values))
@@ -191,7 +194,7 @@ async def _sqlite_floor(stack: AsyncExitStack, place: Place, seconds: float) -> 
         return done / (time.monotonic() - began)
 
     return {
-        f"sqlite: unfenced, {count} writers": lambda count=count: asyncio.to_thread(repeat, count) for count in WRITERS
+        f"sqlite: unfenced, {count} writers": lambda count=count: in_thread(partial(repeat, count)) for count in WRITERS
     }
 
 
@@ -212,7 +215,7 @@ async def _history(stage: Stage, place: Place, row: Row, curve: dict[str, list[t
             return timed
 
         contestants = {f"{length}": once(writer) for writer, length in zip(writers, lengths, strict=True)}
-        found = await in_turn(min(TIMED, 2 * stage.amount.single), contestants, warm=WARM, within_s=stage.left_s / 6)
+        found = await in_turn(min(TIMED, 2 * stage.amount.single), contestants, warm=WARM, within_s=stage.left_s / 2)
     for length, took in found.items():
         row.figures.append(
             Figure.of_waits(f"{place.kind}: an append behind {int(length):,} events", "ours", "ms", took)

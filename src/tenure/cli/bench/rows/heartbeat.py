@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from tenure.cli.bench import peers
 from tenure.cli.bench.places import option, redis_link
 from tenure.cli.bench.results import Bound, Curve, Figure
 from tenure.cli.bench.sampling import MeasureFailedError, in_turn, median, profiled
-from tenure.cli.bench.stage import FAR_S, hold, names, opened, piece, register, waits
+from tenure.cli.bench.stage import FAR_S, hold, names, opened, parts, register, waits
 from tenure.cli.collecting import collect_seldom
 from tenure.lease import Timing
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tenure.abc import Store
     from tenure.cli.bench.places import Place
     from tenure.cli.bench.results import Row
-    from tenure.cli.bench.stage import Stage
+    from tenure.cli.bench.stage import Part, Stage
 
 PEERS_HOLD = 1_000
 OFTEN = 4
@@ -42,8 +43,11 @@ async def measure(stage: Stage, row: Row) -> None:
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(place.space())
         store = await stack.enter_async_context(opened(url))
-        beats = {held: await _holder(stage, store, row, held) for held in stage.amount.held}
-        beats = {held: beat for held, beat in beats.items() if beat is not None}
+        beats: dict[int, Work] = {}
+        fill: dict[str, Part] = {
+            f"{held:,} held": partial(_hold, store=store, held=held, beats=beats) for held in stage.amount.held
+        }
+        await parts(replace(stage, ends_at=time.monotonic() + stage.left_s / 2), row, fill)
         named = {f"{place.kind}: CPU of the node per beat, {held:,} held": beat for held, beat in beats.items()}
         floor = {BARE: await _bare(stack, url)} if place.kind == "redis" else {}
         counts = [await _commands(place, beat) for beat in beats.values()]
@@ -63,26 +67,20 @@ async def measure(stage: Stage, row: Row) -> None:
         )
         _judge(row, points, counts)
         if place.kind == "redis":
-            await piece(stage, row, "peers", _peers(stage, stack, url, row, beats))
+            await parts(stage, row, {"peers": partial(_peers, stack=stack, url=url, row=row, beats=beats)})
 
 
-async def _holder(stage: Stage, store: Store, row: Row, held: int) -> Work | None:
-    """An incarnation that holds so many, and its beat; null where there is no time to claim them."""
+async def _hold(stage: Stage, store: Store, held: int, beats: dict[int, Work]) -> None:
+    """An incarnation that holds so many, and its beat."""
     me, numbers = await register(store), itertools.count()
-
-    async def claimed() -> None:
-        await hold(store, me, names(f"held-{held}", held))
-
-    await piece(stage, row, label := f"{held:,} held", claimed(), limit_s=stage.left_s / 3)
-    if label in row.missing:
-        return None
+    await hold(store, me, names(f"held-{held}", held))
 
     async def renew() -> None:
         beat = next(numbers)
         if not isinstance(await store.renew(me, beat, f"beat-{beat}", FAR_S, Load(0)), Granted):
             raise MeasureFailedError("a renewal was refused")
 
-    return renew
+    beats[held] = renew
 
 
 async def _bare(stack: AsyncExitStack, url: str) -> Work:

@@ -12,7 +12,7 @@ from tenure.cli.bench.node_child import WRITES
 from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.results import Bound, Curve, Figure
 from tenure.cli.bench.sampling import in_turn, median, quantile, shares
-from tenure.cli.bench.stage import create, hold, message, names, note, opened, passivate, piece, register
+from tenure.cli.bench.stage import create, hold, message, names, note, opened, parts, passivate, register
 
 if TYPE_CHECKING:
     from tenure.abc import Store
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
     from tenure.cli.bench.results import Row
     from tenure.cli.bench.sampling import Shares
-    from tenure.cli.bench.stage import Stage
+    from tenure.cli.bench.stage import Part, Stage
 
 EVENTS = 100
 START = 250
@@ -36,16 +36,18 @@ STALL_MS = 50
 async def measure(stage: Stage, row: Row) -> None:
     """Bytes in the store, bytes in the node, milliseconds from a message to a live loop, commands of an idle node."""
     redis = stage.places.get("redis")
+    works: dict[str, Part] = {}
     if redis is not None and redis.server is not None:
-        await piece(stage, row, "bytes per passivated conversation", _stored(stage, redis, row))
+        works["bytes per passivated conversation"] = partial(_stored, place=redis, row=row)
     else:
         row.missing["bytes per passivated conversation, commands while idle"] = "counted on a Redis of our own only"
     first = redis or next(iter(stage.places.values()))
-    await piece(stage, row, "resident", _resident(stage, first, row))
-    await piece(stage, row, "memory of a node, looked into", _traced(stage, first, row))
+    works["resident"] = partial(_resident, place=first, row=row)
+    works["memory of a node, looked into"] = partial(_traced, place=first, row=row)
     for place in stage.places.values():
-        await piece(stage, row, f"{place.kind}: wake-up", _wake(stage, place, row))
-    await piece(stage, row, "wake-up of old conversations", _long(stage, first, row))
+        works[f"{place.kind}: wake-up"] = partial(_wake, place=place, row=row)
+    works["wake-up of old conversations"] = partial(_long, place=first, row=row)
+    await parts(stage, row, works)
 
 
 async def _stored(stage: Stage, place: Place, row: Row) -> None:

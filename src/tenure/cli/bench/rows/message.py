@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tenure.abc import Submit
@@ -13,7 +14,7 @@ from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.places import conninfo, option, redis_link
 from tenure.cli.bench.results import Bound, Figure
 from tenure.cli.bench.sampling import in_turn, profiled, quantile, upper
-from tenure.cli.bench.stage import create, message, opened, piece, waits
+from tenure.cli.bench.stage import create, message, opened, parts, waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,8 +39,7 @@ type Once = Callable[[], Awaitable[float]]
 async def measure(stage: Stage, row: Row) -> None:
     """This process takes the message, another one owns the conversation; both read the same monotonic clock. A message of the
     floor and one of ours in turn."""
-    for place in stage.places.values():
-        await piece(stage, row, place.kind, _on(stage, place, row))
+    await parts(stage, row, {kind: partial(_on, place=place, row=row) for kind, place in stage.places.items()})
 
 
 async def _on(stage: Stage, place: Place, row: Row) -> None:
@@ -56,7 +56,7 @@ async def _on(stage: Stage, place: Place, row: Row) -> None:
         if (make := floors.get(place.kind)) is not None:
             floor[f"{place.kind}: {FLOORS[place.kind]}"] = await make(stack, place)
         for what, took in (
-            await in_turn(stage.amount.single, floor | ours, warm=WARM, within_s=stage.left_s / 4)
+            await in_turn(stage.amount.single, floor | ours, warm=WARM, within_s=stage.left_s / 2)
         ).items():
             row.figures.append(Figure.of_waits(what, "floor" if what in floor else "ours", "ms", took))
             if what == name:

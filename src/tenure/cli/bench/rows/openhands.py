@@ -18,7 +18,7 @@ import httpx
 from tenure.cli.bench import sampled
 from tenure.cli.bench.results import Bound, Figure, Row
 from tenure.cli.bench.sampling import MeasureFailedError, shares
-from tenure.cli.bench.stage import piece
+from tenure.cli.bench.stage import parts
 from tenure.cli.bench.stock import STOCK, Ours, Server, Stock, installed
 from tenure.errors import InvalidInputError
 from tenure.loops.openhands.sdk import insist_on_extra
@@ -26,7 +26,7 @@ from tenure.testing.model_server import ModelServer
 
 if TYPE_CHECKING:
     from tenure.cli.bench.results import Role
-    from tenure.cli.bench.stage import Amount, Stage
+    from tenure.cli.bench.stage import Amount, Part, Stage
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 0.001
@@ -66,13 +66,14 @@ async def measure(stage: Stage, row: Row) -> None:
         with tempfile.TemporaryDirectory(prefix="tenure-bench-", ignore_cleanup_errors=True) as name:
             async with place.space() as url:
                 birth = partial(Ours, store=url, folder=Path(name), http=http)
-                await piece(stage, row, "tenure", bench.on("tenure", "ours", birth))
+                works: dict[str, Part] = {"tenure": lambda _: bench.on("tenure", "ours", birth)}
                 if installed():
-                    await piece(stage, row, STOCK, _stock(bench, http))
+                    works[STOCK] = lambda _: _stock(bench, http)
                 else:
                     row.missing[STOCK] = "not installed here; `make bench` installs it"
-                _compare(row)
-                await piece(stage, row, "profiles", bench.look_into(birth("looked", looked=True)))
+                works["profiles"] = lambda _: bench.look_into(birth("looked", looked=True))
+                await parts(stage, row, works)
+    _compare(row)
 
 
 async def _stock(bench: _Bench, http: httpx.AsyncClient) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.results import Bound, Curve, Figure
 from tenure.cli.bench.sampling import in_turn
-from tenure.cli.bench.stage import create, names, opened, piece
+from tenure.cli.bench.stage import create, names, opened, parts
 
 if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
@@ -24,8 +25,8 @@ NOISE = 1.2
 async def measure(stage: Stage, row: Row) -> None:
     """Seconds from the birth of the process to its readiness, and its memory then."""
     curve: dict[str, list[tuple[float, float]]] = {}
-    for place in stage.places.values():
-        await piece(stage, row, place.kind, _on(stage, place, row, curve))
+    works = {kind: partial(_on, place=place, row=row, curve=curve) for kind, place in stage.places.items()}
+    await parts(stage, row, works)
     if curve:
         title = "Start of a node, from the birth of its process to its readiness"
         row.curves.append(Curve("startup.svg", title, "conversations stored", "seconds", curve))
@@ -53,7 +54,7 @@ async def _on(stage: Stage, place: Place, row: Row, curve: dict[str, list[tuple[
         found = await in_turn(
             min(STARTS, stage.amount.slow_trials),
             {name: (lambda name=name, url=url: start(name, url)) for name, url in by_name.items()},
-            within_s=stage.left_s / 4,
+            within_s=stage.left_s / 2,
         )
     for name, values in found.items():
         row.figures.append(Figure.of(name, "ours", "s", values))

@@ -6,7 +6,9 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 from tenure.abc import Claim, Held
 from tenure.cli.bench import outages
@@ -14,7 +16,7 @@ from tenure.cli.bench.node_child import STAYS
 from tenure.cli.bench.nodes import child_node
 from tenure.cli.bench.results import Bound, Curve, Figure
 from tenure.cli.bench.sampling import MeasureFailedError, quantile, upper
-from tenure.cli.bench.stage import TOGETHER, bury, claim, create, names, opened, piece, register
+from tenure.cli.bench.stage import TOGETHER, bury, claim, create, names, opened, parts, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
     from tenure.cli.bench.places import Place
     from tenure.cli.bench.results import Row
     from tenure.cli.bench.sampling import Shares
-    from tenure.cli.bench.stage import Stage
+    from tenure.cli.bench.stage import Part, Stage
     from tenure.lease import IncarnationId
 
 TTL_S = 3.0
-MANY, PROFILED_DEAD = 10_000, 1_000
+MANY = 10_000
 STALL_MS = 50
 STALLS = {
     "claims": "no sweep blocks the heir's loop: longest stall during the claims",
@@ -39,19 +41,25 @@ STALLS = {
 async def measure(stage: Stage, row: Row) -> None:
     """Thousands of a dead node, on one store; single conversations on every store by every fault."""
     place = stage.places.get("redis") or next(iter(stage.places.values()))
-    few = stage.amount.slow_trials
-    await _thousands(stage, place, row)
+    works: dict[str, Part] = {f"{place.kind}: kill -9": partial(_crashes, place=place, row=row)}
+    thousands = Thousands()
+    for count in stage.amount.dead:
+        works[f"{count:,} of a dead node"] = partial(_many, place=place, row=row, count=count, found=thousands)
+    works["profile of the heir"] = partial(_profile, place=place, row=row)
     for one in stage.places.values():
-        await piece(stage, row, f"{one.kind}: kill -9", _crashes(stage, one, row))
+        works.setdefault(f"{one.kind}: kill -9", partial(_crashes, place=one, row=row))
         if one is place or stage.amount.name == "full":
-            await piece(stage, row, f"{one.kind}: SIGSTOP", _freezes(stage, one, row))
-            await piece(stage, row, f"{one.kind}: host lost", _without_witness(stage, one, row))
+            works[f"{one.kind}: SIGSTOP"] = partial(_freezes, place=one, row=row)
+            works[f"{one.kind}: host lost"] = partial(_without_witness, place=one, row=row)
+    few = stage.amount.slow_trials
     if place.server is not None:
-        await piece(stage, row, "partitions", outages.partitions(place, few, TTL_S, row))
-        await piece(stage, row, "restart of the store", outages.store_restarts(place, few, TTL_S, row))
+        works["partitions"] = lambda _: outages.partitions(place, few, TTL_S, row)
+        works["restart of the store"] = lambda _: outages.store_restarts(place, few, TTL_S, row)
     else:
         row.missing["partitions, restart of the store"] = "done to a Redis of our own only"
-    await piece(stage, row, "blocked event loop", outages.blocked_loops(place, TTL_S, row))
+    works["blocked event loop"] = lambda _: outages.blocked_loops(place, TTL_S, row)
+    await parts(stage, row, works)
+    _judge_thousands(row, thousands)
 
 
 async def _crashes(stage: Stage, place: Place, row: Row) -> None:
@@ -120,34 +128,33 @@ async def _forget(store: Store, name: str) -> None:
         await store.delete(name, record.epoch, "bench")
 
 
-async def _thousands(stage: Stage, place: Place, row: Row) -> None:
-    """A node dies that held so many, each with a message that waits; one other node is left."""
-    claimed, live = list[tuple[float, float]](), list[tuple[float, float]]()
-    stalls: dict[str, list[float]] = {when: [] for when in STALLS}
-    for count in stage.amount.dead:
-        await piece(stage, row, f"{count:,} of a dead node", _many(stage, place, row, count, claimed, live, stalls))
-    await piece(stage, row, "profile of the heir", _profile(place, row, min(PROFILED_DEAD, stage.amount.dead[-1])))
-    if not claimed:
+@final
+@dataclass(slots=True)
+class Thousands:
+    """What became of a dead node's conversations: points of (how many, seconds), and the heir's stalls in milliseconds."""
+
+    claimed: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    live: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    stalls: dict[str, list[float]] = field(default_factory=lambda: {when: list[float]() for when in STALLS})
+
+
+def _judge_thousands(row: Row, found: Thousands) -> None:
+    if not found.claimed:
         return
-    series = {"all claimed": claimed, "all live": live}
+    series = {"all claimed": found.claimed, "all live": found.live}
     row.curves.append(Curve("takeover.svg", "Takeover of a dead node", "conversations of it", "seconds", series))
-    most, took = claimed[-1]
+    most, took = found.claimed[-1]
     met = took < 2 if most == MANY else None
     row.bounds.append(Bound("10,000 of a dead node claimed within 2 s", f"{took:.2f} s for {most:,.0f}", met))
     for when, text in STALLS.items():
-        found = f"{max(stalls[when]):.0f} ms with up to {most:,.0f}"
-        row.bounds.append(Bound(f"{text} < {STALL_MS} ms", found, max(stalls[when]) < STALL_MS))
+        if worst := max(found.stalls[when], default=0.0):
+            row.bounds.append(
+                Bound(f"{text} < {STALL_MS} ms", f"{worst:.0f} ms with up to {most:,.0f}", worst < STALL_MS)
+            )
 
 
-async def _many(
-    stage: Stage,
-    place: Place,
-    row: Row,
-    count: int,
-    claimed: list[tuple[float, float]],
-    live: list[tuple[float, float]],
-    stalls: dict[str, list[float]],
-) -> None:
+async def _many(stage: Stage, place: Place, row: Row, count: int, found: Thousands) -> None:
+    """A node dies that held so many, each with a message that waits; one other node is left."""
     label = f"{place.kind}: {count:,} of a dead node"
     async with place.space() as url, opened(url) as store:
         dead = await _holding(store, count)
@@ -155,8 +162,8 @@ async def _many(
             await heir.worst_stall_s()
             at = await bury(store, dead)
             await heir.until(lambda: heir.counts["claimed"] >= count, "all are claimed")
-            claimed.append((count, max(heir.told["claimed"].values()) - at))
-            row.figures.append(Figure.of(f"{label}, all claimed", "ours", "s", [claimed[-1][1]]))
+            found.claimed.append((count, max(heir.told["claimed"].values()) - at))
+            row.figures.append(Figure.of(f"{label}, all claimed", "ours", "s", [found.claimed[-1][1]]))
             worst = [await heir.worst_stall_s() * 1000]
             try:
                 await heir.until(
@@ -166,11 +173,11 @@ async def _many(
                 there = f"{heir.counts['live']:,} after {time.monotonic() - at:.0f} s"
                 row.missing[f"{label}, all live"] = f"cut: {there}"
             else:
-                live.append((count, max(heir.told["live"].values()) - at))
-                row.figures.append(Figure.of(f"{label}, all live", "ours", "s", [live[-1][1]]))
+                found.live.append((count, max(heir.told["live"].values()) - at))
+                row.figures.append(Figure.of(f"{label}, all live", "ours", "s", [found.live[-1][1]]))
             worst.append(await heir.worst_stall_s() * 1000)
     for stall, when in zip(worst, STALLS, strict=True):
-        stalls[when].append(stall)
+        found.stalls[when].append(stall)
         row.figures.append(
             Figure.of(f"{label}, longest stall of the heir's loop during the {when}", "ours", "ms", [stall])
         )
@@ -187,8 +194,9 @@ async def _holding(store: Store, count: int) -> IncarnationId:
     return dead
 
 
-async def _profile(place: Place, row: Row, count: int) -> None:
+async def _profile(stage: Stage, place: Place, row: Row) -> None:
     """The heir once more, looked into, which makes it slower: nothing of this run is a figure."""
+    count = stage.amount.traced
     how: dict[str, Any] = {"tell": "claimed,live", "capacity": 2 * count + 10, "kill": True}
     async with place.space() as url, opened(url) as store:
         dead = await _holding(store, count)
