@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +14,8 @@ from test_stores import STORES
 from tenure.abc import Creation, Limits, Reading, RuntimeFailure, RuntimeProvider
 from tenure.clock import SystemClock
 from tenure.config import Config
-from tenure.conversation import Export, Fold, TurnState, fold, past_of, read_events, read_export
-from tenure.journal import Event
+from tenure.conversation import Export, Fold, TurnState, fold, meaning_of, past_of, read_events, read_export
+from tenure.journal import Delivery, Event
 from tenure.node import Copy, Node
 from tenure.testing.store_suite import Factory
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.blocking_ok
 
 class NoAgent:
     turn_timeout_s = None
+    commands: Mapping[str, Delivery] = {"run": Delivery.TURN}
 
     async def ready(self) -> None: ...
 
@@ -92,18 +93,6 @@ def copier(request: pytest.FixtureRequest, tmp_path: Path):
     one.close()
 
 
-def meaning(state: Fold) -> tuple:
-    """What a past means, whoever has it: commands that wait by their keys, the open turn, the settings."""
-    turn = state.turn and (
-        state.turn.id,
-        sorted(state.turn.calls),
-        sorted(state.turn.closed),
-        state.turn.attempt,
-        state.turn.ask,
-    )
-    return [c.key for c in state.pending.values()], turn, state.settings, state.stopped
-
-
 def test_the_past_is_the_same(copier: Copier, request: pytest.FixtureRequest):
     examples = 20 if request.node.callspec.id == "memory" else 5
 
@@ -114,8 +103,8 @@ def test_the_past_is_the_same(copier: Copier, request: pytest.FixtureRequest):
         copy = copier.runner.run(copier.copied(recording))
         cut = next(e.seq for e in copy if e.kind == "rehydrated")
         assert past_of(copy[:cut]) == past_of(original)
-        ours, theirs = meaning(fold(Fold(), copy[: cut - 1])), meaning(recording.fold)
-        assert ours == theirs
+        as_copied = copy[: cut - 1]
+        assert meaning_of(fold(Fold(), as_copied), as_copied) == meaning_of(recording.fold, original)
         fold(Fold(), copy)
         again = read_export(copier.lines(copy), event_bytes=1 << 20)
         assert past_of(copier.runner.run(copier.copied(again))) == past_of(copy)

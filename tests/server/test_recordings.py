@@ -271,6 +271,7 @@ FAULTY = {
     "a kind that is no name": (_at("reply", kind="no name!"), "kind"),
     "a command without its key": (_at("message", key=None), "key"),
     "an event of a command's kind": (_at("reply", kind="stop"), "kind"),
+    "a command that its agent does not declare": (_at("message", kind="levitate"), "kind"),
     "a core kind as a command": (_at("message", kind="turn_started"), "kind"),
     "a stop that waits for a turn": (_at("answer", delivery="turn"), "delivery"),
     "a delivery that is none": (_at("message", delivery="later"), "delivery"),
@@ -303,6 +304,22 @@ async def test_bad_events_are_refused_and_change_nothing(http, told, cluster, fa
     assert field in problem["field"] or field == "events", problem
     assert problem["limit"] and problem["remedy"]
     assert cluster.contents() == before
+
+
+async def test_events_of_another_version_are_refused_if_they_say_so(http, told, cluster):
+    """By its name alone, a kind that its core has learned could be a loop's."""
+    events = [json.loads(line)["event"] for line in told[1:-1]]
+    before = cluster.contents()
+    for wrong in (2, "1", None):
+        about = {"format": wrong}
+        answer = await http.post(
+            "/conversations", json={"id": "copy", "replay": {"events": events, "conversation": about}}
+        )
+        assert (answer.status_code, answer.json()["field"]) == (422, "replay.conversation.format"), answer.text
+    assert cluster.contents() == before
+    about = {"format": 1}
+    answer = await http.post("/conversations", json={"id": "copy", "replay": {"events": events, "conversation": about}})
+    assert answer.status_code == 201
 
 
 async def test_an_oversize_import_names_the_limit(cluster, told):

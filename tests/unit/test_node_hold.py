@@ -4,18 +4,21 @@ import asyncio
 from typing import Any
 
 import pytest
-from node_support import Agent, C, Cluster, Member, in_virtual_time
+from node_support import Agent, C, Cluster, Member, in_virtual_time, until, writes
 
-from tenure.abc import FenceQuery
-from tenure.conversation import Status
+from tenure.abc import About, Creation, Death, FenceQuery
+from tenure.config import Config
+from tenure.conversation import Status, read_events
 from tenure.errors import (
     CommandRefusedError,
     ConversationOwnedElsewhereError,
     InvalidInputError,
     NodeUnavailableError,
     OwnershipLostError,
+    ProvisioningError,
 )
 from tenure.lease import Epoch, IncarnationId, Lease, Token
+from tenure.node import Copy
 
 
 class Body:
@@ -80,6 +83,54 @@ async def test_nobody_else_gets_it_meanwhile(cluster: Cluster):
     await asyncio.sleep(60)
     assert (body.lease.lost, cluster.owner(), cluster.settled(waits)) == (False, "n1", False)
     assert one.agent.turns == two.agent.turns == [], "no loop of a node takes its messages"
+
+
+@in_virtual_time
+async def test_an_unfinished_copy_is_not_held(cluster: Cluster):
+    one, two = await cluster.add(), await cluster.add()
+    await cluster.create("original")
+    await cluster.say("hello", "original")
+    await until(lambda: cluster.record("original").unsettled == 0)
+    shapes = [e.as_json() for e in cluster.journal("original")]
+    recording = read_events(shapes, {}, event_bytes=1 << 20)
+    reached = asyncio.Event()
+
+    async def die_here(proceed: Any) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    one.rig.once("append_all", die_here, writes("rehydrated"))
+    under_way = asyncio.ensure_future(one.ask(one.node.rehydrate(Copy(C, recording, Creation("echo")))))
+    under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
+    await reached.wait()
+    one.kill()
+    await until(lambda: cluster.record().owner is None, 60)
+    with pytest.raises(ProvisioningError, match="not whole") as refused:
+        await Body(two).held()
+    assert refused.value.step == "rehydrate"
+    assert "loop_started" not in cluster.kinds() and cluster.owner() is None
+    done = await two.ask(two.node.rehydrate(Copy(C, recording, Creation("echo"))))
+    assert done.record.conversation == C
+    await Body(two).held()
+
+
+@in_virtual_time
+async def test_what_too_many_owners_were_lost_over_is_not_held_until_it_is_asked_for_again(cluster: Cluster):
+    await cluster.say()
+    for epoch in range(Config().lost_limit + 2):
+        about = About(f"x{epoch}", "test://x", 0, (), cluster.clock.now())
+        await cluster.store.register(IncarnationId(f"x{epoch}"), about, 60)
+        await cluster.claim_as(f"x{epoch}", forced=True, epoch=epoch)
+        await cluster.store.bury(IncarnationId(f"x{epoch}"), Death.RETIRED)
+    one = await cluster.add(agents={"other": Agent()})  # no sweep takes it
+    with pytest.raises(ProvisioningError, match="owners were lost") as refused:
+        await Body(one).held()
+    assert refused.value.permanent and cluster.owner() is None and cluster.record().failed
+    body = await Body(one).held()
+    assert cluster.owner() == "n1" and not cluster.record().failed
+    body.end.set()
+    await body.task
+    cluster.fold()
 
 
 @in_virtual_time

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from node_support import Agent, C, Cluster, call, in_virtual_time, reply, until, writes
 
 from tenure.abc import Creation
-from tenure.conversation import Export, Fold, past_of, read_events, read_export
+from tenure.conversation import Export, meaning_of, past_of, read_events, read_export
 from tenure.errors import (
     CommandRefusedError,
     ConversationDeletedError,
@@ -52,10 +53,8 @@ def past(cluster: Cluster, conversation: str) -> list:
     return past_of(cluster.journal(conversation))
 
 
-def meaning(fold: Fold) -> dict:
-    """What two folds of the same past have in common: all but places, epochs and the copy's own affairs."""
-    shape = fold.as_json()
-    return {name: shape[name] for name in ("pending", "turn", "stopped", "settings")}
+def meaning(cluster: Cluster, conversation: str) -> dict:
+    return meaning_of(cluster.fold(conversation), cluster.journal(conversation))
 
 
 @in_virtual_time
@@ -66,7 +65,7 @@ async def test_a_copy_has_the_whole_past_and_nothing_runs(cluster: Cluster):
     record = (await member.ask(member.node.rehydrate(copy_of(cluster)))).record
     assert (record.conversation, record.owner, record.wanted, record.unsettled) == (COPY, None, False, 0)
     assert past(cluster, COPY) == past(cluster, C)
-    assert meaning(cluster.fold(COPY)) == meaning(cluster.fold())
+    assert meaning(cluster, COPY) == meaning(cluster, C)
     assert cluster.kinds(COPY)[:3] == ["created", "claimed", "rehydrating"]
     assert cluster.kinds(COPY)[-2:] == ["rehydrated", "released"]
     await asyncio.sleep(60)
@@ -160,6 +159,54 @@ async def test_a_stopped_past_stays_stopped_and_does_not_rerun(cluster: Cluster)
     assert COPY not in cluster.disk.conversations
     await member.ask(member.node.rehydrate(copy_of(cluster)))
     assert cluster.record(COPY).stopped
+
+
+@pytest.mark.parametrize("open_calls", [998, 999])
+@in_virtual_time
+async def test_what_leaves_more_open_than_one_step_can_close_is_refused(cluster: Cluster, open_calls: int):
+    """The end of the past and an end for all that is open are one batch: a copy that is whole has nothing open."""
+    gate = asyncio.Event()
+
+    async def many(turn):
+        for start in range(0, open_calls, 500):
+            names = range(start, min(start + 500, open_calls))
+            await turn.journal([draft(CallStarted(f"c{n}", "look", key=f"c{n}")) for n in names])
+        await gate.wait()
+
+    member = await cluster.add(agent=Agent(many))
+    await cluster.say(via=member)
+    await until(lambda: len(cluster.events("call_started")) == open_calls)
+    copy = copy_of(cluster)
+    if open_calls == 998:
+        await member.ask(member.node.rehydrate(copy))
+        assert cluster.kinds(COPY).count("call_interrupted") == 998 and cluster.fold(COPY).turn is None
+    else:
+        with pytest.raises(InvalidInputError, match="leaves 1000 things open, at most 999") as refused:
+            await member.ask(member.node.rehydrate(copy))
+        assert refused.value.field == "replay" and COPY not in cluster.disk.conversations
+    gate.set()
+
+
+@in_virtual_time
+async def test_a_command_that_the_copys_agent_does_not_declare_is_refused(cluster: Cluster):
+    takes, knows_less = Agent(talk), Agent(talk, commands={})
+    member = await cluster.add(agent=takes, agents={"echo": takes, "less": knows_less}, idle_s=1.0)
+    first = await cluster.say(via=member)
+    second = await cluster.command("pause", via=member)
+    await until(lambda: cluster.settled(first) and cluster.settled(second) and cluster.record().owner is None)
+    copy = copy_of(cluster)
+    less = replace(copy, creation=replace(copy.creation, agent="less"))
+    with pytest.raises(InvalidInputError) as refused:
+        await member.ask(member.node.rehydrate(less))
+    line = 1 + cluster.events("pause")[0].seq
+    assert refused.value.field == f"line {line}: kind"
+    assert refused.value.problem == (
+        "'pause' is no command of this agent (it takes message, start, stop, interrupt, answer)"
+    )
+    assert COPY not in cluster.disk.conversations
+    await member.ask(member.node.rehydrate(copy))
+    assert [e.kind for e in cluster.journal(COPY) if e.is_command] == ["message", "pause"]
+    assert cluster.events("reply", COPY), "kinds of loops are kept, whoever knows them"
 
 
 @in_virtual_time

@@ -51,6 +51,12 @@ OWN_KINDS: frozenset[str] = frozenset(
 )
 """What every conversation has for itself: who owned it, and where it ran. A copy does not take it over."""
 
+OWN_PARTS: frozenset[str] = frozenset(
+    {"seq", "epoch", "user_id", "runtime", "runtime_ready", "retired", "started", "owned", "asked_to_start"}
+    | {"rehydrating", "generation"}
+)
+"""What of a fold every conversation has for itself: where it stands, whose it is, where it ran, what it was copied from."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}")
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 _OWN_TURN = re.compile(r"t\d+r(\d+)")
@@ -134,6 +140,8 @@ class Recording:
     agent: str
     settings: JsonObject
     policy: Policy
+    commands: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Where each kind of command beyond the core's stands first: only the copy's agent knows whether it is one."""
     agent_status: str | None = None
     title: str | None = None
     metadata: JsonObject | None = None
@@ -172,9 +180,7 @@ def read_export(lines: Sequence[bytes], *, event_bytes: int, parse: Any = json.l
             raise InvalidInputError(f"{where}: chain", "does not follow: a line was edited, lost or doubled", remedy)
         match content:
             case {"format": format, "conversation": dict(), "head": int(head)} if number == 1:
-                if format != FORMAT:
-                    newer = f"is {format!r}, this version reads {FORMAT}"
-                    raise InvalidInputError(f"{where}: format", newer, "import it with the version that wrote it")
+                _insist_on_format(f"{where}: format", format)
                 about = content["conversation"]
             case {"event": shape} if number > 1 and len(content) == 1:
                 judge.take(where, shape)
@@ -196,15 +202,23 @@ def read_export(lines: Sequence[bytes], *, event_bytes: int, parse: Any = json.l
 def read_events(events: Iterable[object], about: Mapping[str, Any], *, event_bytes: int) -> Recording:
     """Judge events that came without lines and chain: a whole journal, from seq 1 on.
 
-    :param about: what is known of the original: ``id``, ``agent``, ``title`` …; what is missing, its events say.
+    :param about: what is known of the original: ``id``, ``agent``, ``title`` …; what is missing, its events say. ``format``
+        is that of the events, if they may be another version's: its core's kinds look like a loop's.
     :raises InvalidInputError: as :func:`read_export`; places are ``replay.events[0]`` …
     """
+    _insist_on_format("replay.conversation.format", about.get("format", FORMAT))
     judge = _Judge(event_bytes)
     lines: list[bytes] = []
     for index, shape in enumerate(events):
         judge.take(f"replay.events[{index}]", shape)
         lines.append(json.dumps({"event": shape}, ensure_ascii=False, separators=(",", ":")).encode())
     return judge.recording(lines, about, "replay.conversation")
+
+
+def _insist_on_format(where: str, format: object) -> None:
+    if format != FORMAT:
+        newer = f"is {format!r}, this version reads {FORMAT}"
+        raise InvalidInputError(where, newer, "import it with the version that wrote it")
 
 
 def _parsed(where: str, line: bytes, parse: Any) -> object:
@@ -241,6 +255,7 @@ class _Judge:
         self._sum = hashlib.sha256()
         self._keys: dict[str, int] = {}
         self._commands: set[int] = set()
+        self._kinds: dict[str, str] = {}
         self._past = self._generation = 0
         self._message: Event | None = None
 
@@ -293,6 +308,8 @@ class _Judge:
         if (before := self._keys.setdefault(event.key, event.seq)) != event.seq:
             raise InvalidInputError(f"{where}: key", f"stands at {before} already", "a key is one command for ever")
         self._commands.add(event.seq)
+        if event.kind not in CORE_COMMANDS:
+            self._kinds.setdefault(event.kind, where)
         if event.kind == "message":
             self._message = event
 
@@ -332,6 +349,7 @@ class _Judge:
             past_events=self._past,
             generation=max(self._generation, state.generation) + 1,
             messages=waiting or last,
+            commands=self._kinds,
             conversation=_about(about, where, "id", str, ""),
             agent=_about(about, where, "agent", str, None) or state.agent,
             settings=state.settings,
@@ -484,3 +502,15 @@ def past_of(events: Iterable[Event]) -> list[dict[str, Json]]:
         one = recorded(event, order)
         shapes.append(replace(one, key=event.key, delivery=event.delivery).as_json())
     return shapes
+
+
+def meaning_of(state: Fold, events: Iterable[Event]) -> dict[str, Json]:
+    """What the journal `events` means, which `state` is the fold of, in the shape in which a copy and its original are equal:
+    all of the fold but :data:`OWN_PARTS`, without times, and events named by their order in the past."""
+    order = {event.seq: number for number, event in enumerate((e for e in events if not is_own(e)), 1)}
+    shape: dict[str, Any] = {name: part for name, part in state.as_json().items() if name not in OWN_PARTS}
+    shape["pending"] = [{**c, "seq": order[c["seq"]], "at": None} for c in shape["pending"]]
+    if shape["turn"]:
+        shape["turn"]["seq"] = order[shape["turn"]["seq"]]
+        shape["turn"]["commands"] = [order[seq] for seq in shape["turn"]["commands"]]
+    return shape

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Literal, Self, final
 
 from tenure.abc import Reason
 from tenure.conversation import Then, settle_urgent
 from tenure.errors import CommandRefusedError, NodeUnavailableError, OwnershipLostError
-from tenure.journal import CORE_COMMANDS, LoopStarted, draft
+from tenure.journal import CORE_COMMANDS, Command, Delivery, LoopStarted, draft
 from tenure.lease import TenureState
 from tenure.node import initiation
 from tenure.node.initiation import Start, Wish
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tenure.abc import FenceQuery
+    from tenure.errors import ProvisioningError
     from tenure.lease import Lease
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Tenure
@@ -165,11 +166,17 @@ class Hold:
 
     # --- what the node does meanwhile -------------------------------------------------------------------------------
 
-    async def _serve(self, tenure: Tenure) -> Reason | NodeUnavailableError:
+    async def _serve(self, tenure: Tenure) -> Reason | Literal[Then.ABANDON] | ProvisioningError | NodeUnavailableError:
         """In the place of phases 2 and 3; the answer is how it is released."""
         try:
             await initiation.succeed(tenure)
+            if tenure.restarts and not tenure.record.stopped:  # it had failed for good; stopped, it is refused below
+                await tenure.submit(Command("start", {}, f"start-{tenure.lease.token}", Delivery.NOW))
             todo = await initiation.fold_and_settle(tenure)
+            if todo.then is Then.ABANDON:
+                return todo.then
+            if todo.then is Then.GIVE_UP:
+                return initiation.let_go(tenure, todo)
             if todo.then is Then.HALT:
                 words = f"conversation {tenure.conversation_id} is stopped; start it first"
                 tenure.ready.set_exception(CommandRefusedError(tenure.conversation_id, "conversation-stopped", words))

@@ -410,6 +410,7 @@ class Node:
         Give `agent` a name that no node runs, or a node that runs it takes the messages that wait once you have let go.
 
         :raises CommandRefusedError: it is stopped, or held or running here already (``held-here``).
+        :raises ProvisioningError: it is a copy whose past is not whole, or too many owners were lost at its start.
         :raises OwnershipLostError: lost, stopped, or the node left; the body was cancelled. The rest as for a start.
         """
         wish = Wish(conversation_id, settings, user_id, held=True)
@@ -456,10 +457,13 @@ class Node:
 
         The same request again, at any node, gives the same conversation, and finishes one that was cut off.
 
-        :raises InvalidInputError: the settings are no good for the agent. :raises NodeUnavailableError: repeat it, maybe elsewhere.
+        :raises InvalidInputError: the settings are no good for the agent, a command of the past is none of its, or more is open
+            at the end than can be closed in one step. :raises NodeUnavailableError: repeat it, maybe elsewhere.
         :raises ConversationExistsError: the id is taken. :raises ConversationDeletedError: it was.
         :raises CommandRefusedError: somebody wrote to it meanwhile; nothing of it is kept.
         """
+        agent = copy.creation.agent or copy.creation.default_agent
+        rehydration.insist_on_copyable(copy, self.agents.get(agent), self.store.limits)
         incarnation = await self._with_room(copy.conversation_id)
         if incarnation.means is None:
             raise NodeUnavailableError("this node is registering", await self._elsewhere())

@@ -39,7 +39,7 @@ from tenure.errors import (
     OwnershipLostError,
     StoreUnavailableError,
 )
-from tenure.journal import Claimed, Command, Delivery, Rehydrating, canonical, draft, read_body
+from tenure.journal import CORE_COMMANDS, Claimed, Command, Delivery, Rehydrating, canonical, draft, read_body
 from tenure.lease import UNCLAIMED, Epoch, new_token
 from tenure.node.tasks import settled
 from tenure.node.tenure import Tenure
@@ -47,8 +47,8 @@ from tenure.node.tenure import Tenure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from tenure.abc import AgentLoop, Creation, Limits, Submitted
     from tenure.abc import Claimed as ClaimResult
-    from tenure.abc import Creation, Submitted
     from tenure.conversation import Record, Recording
     from tenure.journal import Draft, Event
     from tenure.node.incarnation import Incarnation
@@ -103,7 +103,6 @@ async def rehydrate(incarnation: Incarnation, means: Means, copy: Copy) -> Copie
     :raises ConversationOwnedElsewhereError: another node writes it, and takes long. :raises NodeUnavailableError: the lease
         was lost meanwhile; repeat it. :raises CommandRefusedError: disturbed or stopped; nothing of it is kept.
     """
-    _insist_on_rerun(copy)
     under_way = incarnation.rehydrating.get(copy.conversation_id)
     if under_way is None:
         task = means.tasks.start(_rehydrate(incarnation, means, copy), f"rehydrate {copy.conversation_id}")
@@ -117,6 +116,30 @@ async def rehydrate(incarnation: Incarnation, means: Means, copy: Copy) -> Copie
         if under_way.task.cancelled():
             raise NodeUnavailableError("this node is leaving; repeat the request") from None
         raise
+
+
+def insist_on_copyable(copy: Copy, agent: AgentLoop | None, limits: Limits) -> None:
+    """What the recording alone cannot tell, before anything is claimed. `agent` is the copy's, if this node knows it.
+
+    :raises InvalidInputError: names the place, the limit and the remedy.
+    """
+    _insist_on_rerun(copy)
+    if agent is not None:
+        _insist_on_commands(copy, agent)
+    open_ones = len(closing(copy.recording.fold, copy.recording))  # with the end of the past itself
+    if open_ones > limits.batch_events:
+        what = (
+            f"its end leaves {open_ones - 1} things open, at most {limits.batch_events - 1} can be closed in one step"
+        )
+        raise InvalidInputError("replay", what, "let the original settle them first, or fork it at an earlier event")
+
+
+def _insist_on_commands(copy: Copy, agent: AgentLoop) -> None:
+    for kind, where in copy.recording.commands.items():
+        if kind not in agent.commands:
+            known = ", ".join([*CORE_COMMANDS, *sorted(agent.commands)])
+            problem = f"{kind[:80]!r} is no command of this agent (it takes {known})"
+            raise InvalidInputError(f"{where}: kind", problem, "copy it to an agent that declares the command")
 
 
 def _insist_on_rerun(copy: Copy) -> None:
