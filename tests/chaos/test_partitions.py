@@ -1,7 +1,7 @@
 """One-way partitions between a node and its store, in the kernel: a network namespace of its own for the node.
 
 Where the rights for namespaces are missing, the proxy of the fault menu (`way-there`, `way-back`, `way-parted`) stands for
-them alone; the test's record says so.
+them alone; the test's record says so, and the last line of `make test` with it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ async def _in_mid_turn(one: World, conversation: str, hit: NodeProcess, other: N
 async def test_a_node_that_is_cut_off_one_way_is_succeeded(tmp_path, record_property):
     """Whether its renewals do not arrive, or their answers: it stops by itself, and its turn goes on elsewhere."""
     if "redis" not in CHOSEN:
-        return  # a file has no network
+        return  # named others only
     if not netns.possible():
-        record_property("network", "no namespaces here: partitions are those of the proxy alone")
+        record_property("left-out", "no network namespaces here, so partitions are those of the proxy alone")
         return
     with Namespace() as place:
         async with world(tmp_path, "redis", host=place.host, ttl_s=TTL_S, options=OPTIONS) as one:

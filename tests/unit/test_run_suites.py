@@ -40,6 +40,17 @@ def test_without_skips_it_says_nothing_of_them(script: Any):
     assert script.last_line(script.Outcome("total", passed=4519)) == "4519 passed, 0 failed"
 
 
+def test_the_last_line_says_what_a_test_that_passed_left_out(script: Any, tmp_path: Path):
+    """What it has told to `record_property`."""
+    told = f'<properties><property name="{script.LEFT_OUT}" value="no namespaces here"/></properties>'
+    report = tmp_path / "report.xml"
+    report.write_text(REPORT.replace('<testcase name="c"/>', f'<testcase name="c">{told}</testcase>'))
+    chaos, total = script.Outcome("chaos"), script.Outcome("total")
+    script.count(report, chaos)
+    total.add(chaos)
+    assert script.last_line(total).endswith("2 skipped (no browser here); left out: no namespaces here")
+
+
 def test_a_suite_that_nobody_knows_is_refused(script: Any, capsys: pytest.CaptureFixture[str]):
     assert script.main(["nonsense"]) == 2
     assert "no such suite: nonsense" in capsys.readouterr().err
