@@ -6,15 +6,17 @@ import pytest
 from backings import CHOSEN, LONG
 from world import World, world
 
-START = [
-    f"{moment}:{kind}" for kind in ("claimed", "runtime_requested", "runtime_ready") for moment in ("before", "after")
-]
-TURN = [
-    f"{moment}:{kind}"
-    for kind in ("turn_started", "call_started", "tool", "call_finished", "reply", "turn_completed")
-    for moment in ("before", "after")
-]
-DRAIN = [f"{moment}:{kind}" for kind in ("released", "retire") for moment in ("before", "after")]
+from conftest import SHARED
+
+
+def _points(*kinds: str) -> list[str]:
+    """In such an order that every other one has both moments in it."""
+    return [f"{moment}:{kind}" for moment in ("before", "after") for kind in kinds]
+
+
+START = _points("claimed", "runtime_requested", "runtime_ready")
+TURN = _points("turn_started", "call_started", "tool", "call_finished", "reply", "turn_completed")
+DRAIN = _points("released", "retire")
 
 
 async def _dies(one: World, point: str, number: int, provoke) -> str:
@@ -49,19 +51,34 @@ async def _own_then_drain(one: World, victim, conversation: str) -> None:
     victim.drain()
 
 
-@pytest.mark.parametrize(
-    ("phase", "points", "provoke"),
-    [("start", START, _start_here), ("turn", TURN, _own_then_message), ("drain", DRAIN, _own_then_drain)],
-)
-async def test_kill_9_at_each_point(tmp_path, store, phase, points, provoke):
-    """Each point on each store in `make chaos`; in `make test` the stores share them."""
-    mine = points if LONG else points[CHOSEN.index(store) :: len(CHOSEN)]
+PROVOKED = {
+    **dict.fromkeys(START, _start_here),
+    **dict.fromkeys(TURN, _own_then_message),
+    **dict.fromkeys(DRAIN, _own_then_drain),
+}
+"""The 22 points in order, and what brings a node to each."""
+
+
+def _share(store: str) -> list[str]:
+    """All of them on each store in `make chaos`; in `make test` the stores share them, so that none is left out."""
+    points = list(PROVOKED)
+    return points if LONG else points[CHOSEN.index(store) :: len(CHOSEN)]
+
+
+@pytest.mark.timeout(900)
+async def test_kill_9_at_each_point(tmp_path, store):
     async with world(tmp_path, store) as one:
         await one.node("survivor").start()
-        for number, point in enumerate(mine, 1):
-            conversation = await _dies(one, point, number, provoke)
+        for number, point in enumerate(_share(store), 1):
+            conversation = await _dies(one, point, number, PROVOKED[point])
             messages = [e for e in await one.events(conversation) if e.kind == "message"]
             replies = [e.body["text"] for e in await one.events(conversation) if e.kind == "reply"]
-            assert replies == [m.text for m in messages], f"{phase} {number} {point}: each message is answered once"
+            assert replies == [m.text for m in messages], f"{number} {point}: each message is answered once"
         await one.quiescent()
         await one.judge()
+
+
+def test_each_point_is_lived_through_on_some_store():
+    assert len(PROVOKED) == 22
+    assert {point for store in CHOSEN for point in _share(store)} == PROVOKED.keys()
+    assert "test_crash_points" not in SHARED, "then it would run on one of the stores that share its points"
