@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis_servers
 from redis_servers import eventually
@@ -625,6 +626,34 @@ async def test_a_failover_to_a_stale_replica(server: RedisServer, tmp_path: Path
             assert [e.text for e in now if e.kind == "note"] == ["kept", "real"]
             changed = {e.seq for e in now} & {e.seq for e in seen if e not in now}
             assert changed, "another event stands at a seq that was read before"
+        async with served(replica.url()) as http:
+            beyond, elsewhere = f"{seen[-1].seq}:2", f"{min(changed)}:1"
+            assert seen[-1].seq > now[-1].seq >= min(changed), (
+                "one beyond the head, one where an owner of epoch 2 has written"
+            )
+            for cursor in (beyond, elsewhere):
+                told = await http.get(f"/conversations/{conversation}/events", params={"after": cursor})
+                assert (told.status_code, told.json()["code"]) == (409, "rewound"), cursor
+                stream = await http.get(f"/conversations/{conversation}/stream", headers={"Last-Event-ID": cursor})
+                assert "event: rewound" in stream.text, "explicit, not silence; and the stream is at its end"
+            told = await http.get(f"/conversations/{conversation}/events", params={"after": f"{rewound[-1].seq}:1"})
+            assert [e["seq"] for e in told.json()["events"]] == [e.seq for e in now[len(rewound) :]], (
+                "what was kept goes on"
+            )
+
+
+@asynccontextmanager
+async def served(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A server on this store that takes no conversation."""
+    config = Config(node="reader", capacity=0, witness=False)
+    async with tenure.Node(url, {"other": echo}, provider=FaultyProvider(Machine()), config=config) as node:
+        app = httpx.ASGITransport(app=tenure.create_app(node))
+        async with httpx.AsyncClient(transport=app, base_url="http://node", timeout=30) as http:
+            yield http
+
+
+async def echo(turn: Any) -> None:
+    await turn.emit("reply", {"text": turn.messages[-1].text})
 
 
 # waiting for replicas
