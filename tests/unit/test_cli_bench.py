@@ -164,6 +164,7 @@ async def test_a_row_that_is_cut_keeps_what_was_measured_until_then(tmp_path: Pa
         await asyncio.Event().wait()
 
     monkeypatch.setattr(claims, "measure", measure)
+    monkeypatch.setattr(running, "GRACE_S", 0.0)
     cut = dataclasses.replace(TINY, limit_s=0.1)
     found = await run(Asked(f"sqlite:///{tmp_path}/mine.db", cut, ("claims",), None, "tenure bench"), lambda _: None)
     assert [figure.name for figure in found["claims"].figures] == ["ours"]

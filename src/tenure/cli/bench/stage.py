@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AGENT = "bench"
 FAR_S = 3600.0
-PARTS = 0.8
+PARTS = 0.9
 """The share of its time in which something is done: what hangs is given up while there is time to say so."""
 GENEROUS = 3.0
 """How much more than its share of a row's time a part may take."""

@@ -48,6 +48,8 @@ async def measure(stage: Stage, row: Row) -> None:
             f"{held:,} held": partial(_hold, store=store, held=held, beats=beats) for held in stage.amount.held
         }
         await parts(replace(stage, ends_at=time.monotonic() + stage.left_s / 2), row, fill)
+        if not beats:
+            return
         named = {f"{place.kind}: CPU of the node per beat, {held:,} held": beat for held, beat in beats.items()}
         floor = {BARE: await _bare(stack, url)} if place.kind == "redis" else {}
         counts = [await _commands(place, beat) for beat in beats.values()]
