@@ -102,6 +102,29 @@ async def test_the_overview_tells_nodes_and_the_last_hour(pair, watchers):
     await expect(part(page, "table-times").locator("tbody tr").first).to_contain_text(re.compile(r"\d\d:\d\d.*ms"))
 
 
+async def test_no_number_beside_a_plot_is_cut_off(pair, watchers):
+    """Whatever the times are: from less than a millisecond to hours."""
+    page = await watchers.open(pair.nodes["n1"])
+    cut = await page.evaluate(
+        """async () => {
+          const { times } = await import("/dashboard/plots.js");
+          const place = document.createElement("div");
+          place.className = "plot";
+          document.querySelector(".plots section").append(place);
+          const cut = [];
+          for (const [low, high] of [[0.0004, 0.02], [0.02, 45], [3, 700], [90, 20_000]]) {
+            const minutes = Array.from({ length: 60 }, (_, at) =>
+              ({ at: new Date(at * 60_000).toISOString(), p50_s: low, p95_s: high, max_s: high, completed: 1, failed: 0, interrupted: 0 }));
+            times(place, minutes);
+            for (const mark of place.querySelectorAll("text")) if (mark.getBBox().x < 0) cut.push(mark.textContent);
+          }
+          place.remove();
+          return cut;
+        }"""
+    )
+    assert cut == []
+
+
 async def test_what_does_not_exist_is_said(pair, watchers):
     page = await watchers.open(pair.nodes["n1"], "#/c/nobody")
     await expect(part(page, "problem")).to_have_text("There is no conversation nobody.")
@@ -286,11 +309,14 @@ async def test_a_phone_has_the_journal_the_owners_and_the_details_each_in_a_tab(
     journal, owners = page.locator(".story"), page.locator(".owners")
     await expect(owners).to_be_hidden()
     await page.get_by_role("button", name="Ownership").click()
+    await expect(owners).to_be_visible()
     await expect(page.locator(".ownership li.current")).to_be_in_viewport(ratio=1)
     await expect(journal).to_be_hidden()
     await page.get_by_role("button", name="Details").click()
+    await expect(part(page, "details")).to_be_visible()
     await expect(part(page, "details").get_by_text("scripted")).to_be_in_viewport()
     await page.get_by_role("button", name="Journal").click()
+    await expect(journal).to_be_visible()
     await expect(page.locator(".event").last).to_be_in_viewport()
     await expect(owners).to_be_hidden()
 

@@ -1,11 +1,12 @@
 """A page that cannot ask any more says so, says as of when it is, and offers nothing that it does not know to be there."""
 
+import asyncio
 import itertools
 import re
 
 import pytest
 from playwright.async_api import expect
-from stage import part, take_the_store_away
+from stage import PATIENCE_S, part, take_the_store_away
 
 AS_OF = re.compile(r"^As of .*\d+:\d\d:\d\d.*: the store does not answer")
 ACTIONS = ("interrupt", "stop", "start", "answer", "takeover")
@@ -73,7 +74,7 @@ async def test_503_of_one_conversation_is_no_outage(pair, watchers):
         await route.fulfill(status=status, json={"code": code})
 
     await page.route("**/conversations/made-*", answer)
-    heard = await page.evaluate(LINK_AFTER, [f"conversations/made-{name}" for name in (answers | away)])
+    heard = await tried(page, LINK_AFTER, [f"conversations/made-{name}" for name in (answers | away)])
     assert heard == ["live", "live", "live", "failing", "storeless"]
 
 
@@ -87,12 +88,37 @@ LINK_AFTER = """async (paths) => {
 }"""
 
 
+async def test_a_node_that_is_silent_is_told_before_its_time_is_up(pair, watchers):
+    """A frozen node refuses nothing: it takes the question, and says nothing."""
+    page = await watchers.open(pair.nodes["n1"])
+    await expect(page.locator("#link")).to_have_text("live")
+    thawed = asyncio.Event()
+
+    async def hold(route):
+        await thawed.wait()
+        await route.continue_()
+
+    for path in ("**/nodes", "**/activity"):
+        await page.route(path, hold)
+    await expect(part(page, "as-of")).to_have_text(re.compile("^As of .*: the node does not answer"))
+    await expect(page.locator("#link")).to_have_text("reconnecting…")
+    thawed.set()
+    await expect(part(page, "as-of")).to_be_hidden()
+    await expect(page.locator("#link")).to_have_text("live")
+
+
 # --- what asks again and again --------------------------------------------------------------------------------------
+
+
+async def tried(page, script, *given):
+    """What a script in the page gives; it must not wait for what never comes."""
+    return await asyncio.wait_for(page.evaluate(script, *given), PATIENCE_S)
 
 
 async def test_a_look_that_is_hastened_while_one_is_under_way_comes_after_it(pair, watchers):
     page = await watchers.open(pair.nodes["n1"])
-    looks = await page.evaluate(
+    looks = await tried(
+        page,
         """async () => {
           const { poll } = await import("/dashboard/poll.js");
           let [looks, release, twice] = [0, null, null];
@@ -105,14 +131,15 @@ async def test_a_look_that_is_hastened_while_one_is_under_way_comes_after_it(pai
           await over;
           one.close();
           return looks;
-        }"""
+        }""",
     )
     assert looks == 2
 
 
 async def test_looks_that_are_hastened_all_the_time_keep_their_distance(pair, watchers):
     page = await watchers.open(pair.nodes["n1"])
-    begun = await page.evaluate(
+    begun = await tried(
+        page,
         """async () => {
           const { poll } = await import("/dashboard/poll.js");
           const begun = [];
@@ -123,14 +150,15 @@ async def test_looks_that_are_hastened_all_the_time_keep_their_distance(pair, wa
           }
           one.close();
           return begun;
-        }"""
+        }""",
     )
     assert all(later - earlier >= 240 for earlier, later in itertools.pairwise(begun))
 
 
 async def test_a_fault_of_the_page_itself_is_reported_and_ends_no_look(pair, watchers):
     page = await watchers.open(pair.nodes["n1"])
-    heard = await page.evaluate(
+    heard = await tried(
+        page,
         """async () => {
           const { poll } = await import("/dashboard/poll.js");
           const heard = [];
@@ -141,7 +169,7 @@ async def test_a_fault_of_the_page_itself_is_reported_and_ends_no_look(pair, wat
           await twice;
           one.close();
           return heard;
-        }"""
+        }""",
     )
     assert heard[:2] == [["odd", 1], [None, 0]]
     assert any("odd" in complaint for complaint in watchers.complaints)

@@ -3,7 +3,7 @@
 import { h, s } from "./dom.js";
 import { count, duration, shortClock } from "./format.js";
 
-const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [150, 46, 8, 10, 22];
+const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [150, 58, 8, 10, 22];
 let WIDTH = 600; // of the place that is drawn into: letters keep their size
 const x = (index, of) => LEFT + ((WIDTH - LEFT - RIGHT) * index) / of;
 const y = (part) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - part);
@@ -84,6 +84,9 @@ export function bars(place, minutes) {
   put(place, drawing, JSON.stringify([WIDTH, minutes[0].at, top, minutes.map((minute) => minute.takeovers)]));
 }
 
+/** A power of ten of seconds, beside the axis: there is room for few letters. */
+const short = (seconds) => (seconds >= 1 ? `${count(seconds)} s` : seconds >= 0.001 ? `${Math.round(seconds * 1000)} ms` : `${seconds * 1000} ms`);
+
 /** Turn times per minute, on a logarithmic scale. */
 export function times(place, minutes) {
   WIDTH = Math.max(240, place.clientWidth);
@@ -96,7 +99,7 @@ export function times(place, minutes) {
   const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(0.002, ...told.map((minute) => minute.p95_s)))));
   const part = (seconds) => (Math.log10(Math.max(seconds, 10 ** low)) - low) / (high - low);
   const marks = [];
-  for (let power = low; power <= high; power++) marks.push([(power - low) / (high - low), duration(10 ** power)]);
+  for (let power = low; power <= high; power++) marks.push([(power - low) / (high - low), short(10 ** power)]);
   const last = told.at(-1);
   const summary = `Turn times by minute; lately the median was ${duration(last.p50_s)}, 95 % ended within ${duration(last.p95_s)}`;
   const drawing = frame(minutes, marks, summary);
