@@ -7,7 +7,7 @@ from world import world
 TTL_S = 2.0
 
 
-async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path, store):
+async def test_c22_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path, store):
     async with world(tmp_path, store, ttl_s=TTL_S) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()
@@ -27,7 +27,7 @@ async def test_a_loop_blocked_for_longer_than_the_ttl_keeps_its_lease(tmp_path, 
         await one.judge()
 
 
-async def test_an_interpreter_that_pauses_for_longer_than_the_ttl_is_frozen(tmp_path, store):
+async def test_c22_an_interpreter_that_pauses_for_longer_than_the_ttl_is_frozen(tmp_path, store):
     async with world(tmp_path, store, ttl_s=TTL_S) as one:
         first, second = one.node("first"), one.node("second")
         await first.start()

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from tenure.testing import real_stores
+from tenure.testing.backing import Backing
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.servers import RedisServer, redis_binary
+from tenure.testing.simloop import LoopClock
+
+type StoredIn = Callable[[LoopClock], Backing]
 
 UNIT = Path(__file__).parents[1] / "unit"
 sys.path.insert(0, str(UNIT))
@@ -43,17 +48,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> StoredIn:
+    """A store that is empty for each test."""
+    if request.param == "sqlite":
+        return real_stores.sqlite(tmp_path)
+    if request.param == "postgres":
+        return real_stores.postgres(request.getfixturevalue("database"))
+    return real_stores.redis(request.getfixturevalue("server"))
+
+
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test.__name__.removeprefix("test_"))
-def test_a_counterexample(test: Callable[..., None], store: str, request: pytest.FixtureRequest, tmp_path: Path):
-    stored_in = (
-        real_stores.sqlite(tmp_path) if store == "sqlite" else real_stores.redis(request.getfixturevalue("server"))
-    )
+def test_a_counterexample(test: Callable[..., None], stored_in: StoredIn):
     missing = [name for name in inspect.signature(test).parameters if name != "stored_in"]
     assert missing == [], "a test that takes more than a cluster is not for here"
     test(stored_in=stored_in)
 
 
 def test_they_are_many():
-    names = {re.match(r"test_(c\d+)_", test.__name__).group(1) for test in TESTS}  # type: ignore[union-attr]
-    assert names >= {"c2", "c3", "c7", "c10", "c11", "c12", "c16", "c17", "c18", "c19", "c20", "c21"}
+    names = {int(number) for test in TESTS for number in re.findall(r"c(\d+)_", test.__name__)}
+    assert names >= {1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 24}
