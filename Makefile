@@ -44,6 +44,7 @@ chaos: setup  ## chaos for longer, then every fault at once (MINUTES=5 per store
 	@$(PYTHON_IN_VENV) -m tenure demo --agent openhands $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/agent_crashes.py $(if $(STORE),--store $(STORE))
 	@$(PYTHON_IN_VENV) tests/chaos/client_crashes.py
+	@TENURE_FUZZ_EXAMPLES=100 $(if $(SEED),TENURE_FUZZ_SEED=$(SEED)) $(PYTHON_IN_VENV) -m pytest tests/server/test_fuzz.py -q
 	@TENURE_BENCH_ROWS=all $(PYTHON_IN_VENV) -m pytest tests/conformance/test_bench.py -q -k every_row
 
 model: setup  ## every interleaving of the protocol within large bounds (ARGS="zombies --limit 500000")
