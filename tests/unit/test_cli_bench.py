@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import importlib
 import json
+import sys
 import threading
 import time
 from functools import partial
@@ -18,6 +19,7 @@ from tenure.cli.bench.results import Bound, Curve, Figure, Row
 from tenure.cli.bench.rows import claims
 from tenure.cli.bench.rows.rolling import hand_overs
 from tenure.cli.bench.running import Asked, chosen, keep, run, share_s
+from tenure.cli.bench.sampled import place, processor_ns
 from tenure.cli.bench.sampling import MeasureFailedError, in_thread, in_turn, upper
 from tenure.cli.bench.stage import PARTS, TINY, Stage, parts
 from tenure.cli.bench.targets import TARGETS
@@ -236,6 +238,18 @@ async def test_a_thread_is_given_up_only_when_it_has_ended():
     with pytest.raises(asyncio.CancelledError):
         await working
     assert ended.is_set()
+
+
+def test_a_look_at_threads_counts_the_processor_and_names_who_is_not_of_the_library():
+    frame = sys._getframe()
+    assert place(frame) == "unit/test_cli_bench.py: " + frame.f_code.co_name
+    assert json.loads("[1]", object_hook=None, parse_int=lambda _: place(sys._getframe())) == [
+        place(frame).rpartition(":")[0] + ": <lambda>"
+    ]
+    before = processor_ns(threading.get_native_id())
+    while processor_ns(threading.get_native_id()) == before:
+        sum(range(1000))
+    assert processor_ns(0) == 0, "a thread that is no more"
 
 
 def test_a_hand_over_is_told_by_its_parts():

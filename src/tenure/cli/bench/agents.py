@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from tenure.errors import CallInterrupted
 
 if TYPE_CHECKING:
     from tenure.loops.function.turn import FunctionTurn
@@ -20,7 +23,8 @@ async def stepping(turn: FunctionTurn) -> None:
     """Steps of equal length, each a call with an effect outside, and no process for any of them: what the machine has to do
     is the node's part alone."""
     for number in range(STEPS):
-        await turn.call("step", _step, turn.conversation_id, number)
+        with suppress(CallInterrupted):  # its owner was lost in it: it is not done again, and the turn goes on
+            await turn.call("step", _step, turn.conversation_id, number)
     await turn.emit("reply", {"text": "done"})
 
 

@@ -2,8 +2,8 @@
 
 ``python -m tenure.cli.bench.sampled FOLDER python -m tenure serve …`` becomes that server. While the file ``FOLDER/look`` says
 ``time``, its threads' stacks are looked at every few milliseconds, while it says ``memory``, what is taken is remembered; when the
-file is gone, what was found stands in ``FOLDER/found``, a JSON object of parts and their weight. Time is of the threads that do not
-wait, and belongs to the innermost function outside the standard library.
+file is gone, what was found stands in ``FOLDER/found``, a JSON list of parts and their weight. Time is a thread's processor time by the
+kernel's count, so that whoever waits has none, and belongs to the innermost function outside the standard library.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 LOOK, FOUND = "look", "found"
 TIME, MEMORY = "time", "memory"
 PERIOD_S, IDLE_S = 0.005, 0.1
-WAITS = frozenset({"wait", "select", "_worker", "get", "accept", "_recv", "_wait_for_tstate_lock", "wait_for", "join"})
-"""Innermost functions of the standard library in which a thread waits."""
 LIBRARY = str(Path(threading.__file__).parent)
 
 
@@ -55,24 +53,36 @@ def _tell(folder: Path, found: Counter[str]) -> None:
 
 
 def _times(folder: Path) -> Counter[str]:
+    """Nanoseconds of the processor since the last look belong to where the thread is now."""
     found: Counter[str] = Counter()
-    me = threading.get_ident()
+    before: dict[int, int] = {}
     while (folder / LOOK).exists():
-        for thread, frame in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage] - the only way to see all threads
-            if thread != me and (where := place(frame)):
-                found[where] += 1
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - the only way to see all threads
+        for thread in threading.enumerate():
+            number, frame = thread.native_id, frames.get(thread.ident or 0)
+            if number is None or frame is None or thread is threading.current_thread():
+                continue
+            used = processor_ns(number)
+            found[place(frame)] += max(0, used - before.get(number, used))
+            before[number] = used
         time.sleep(PERIOD_S)
     return found
 
 
-def place(frame: FrameType | None) -> str:
-    """The innermost function outside the standard library; nothing for a thread that waits."""
-    if frame is None or (frame.f_code.co_filename.startswith(LIBRARY) and frame.f_code.co_name in WAITS):
-        return ""
-    innermost = frame
-    while frame is not None and _is_library(frame.f_code.co_filename):
-        frame = frame.f_back
-    code = (frame or innermost).f_code
+def processor_ns(thread: int) -> int:
+    """What a thread of this process has had of the processor, by the kernel's count; nothing if it has ended."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def place(frame: FrameType) -> str:
+    """The innermost function outside the standard library."""
+    outside: FrameType | None = frame
+    while outside is not None and _is_library(outside.f_code.co_filename):
+        outside = outside.f_back
+    code = (outside or frame).f_code
     return f"{origin(code.co_filename)}: {code.co_name}"
 
 

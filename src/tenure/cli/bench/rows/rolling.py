@@ -125,13 +125,14 @@ async def measure(stage: Stage, row: Row) -> None:
             nodes.add(_node(name, url, folder))
         await nodes.start()
         viewers = await _viewers(stage, stack, nodes)
-        quiet = await _live_through(stage, nodes, viewers, row)
+        quiet, quiet_until = await _live_through(stage, nodes, viewers, row)
         journals: dict[str, Sequence[Event]] = {}
         for one in viewers:
             answer = await store.read(one.name, 0, 100_000)
             journals[one.name] = answer.events if isinstance(answer, Reading) else ()
         await _judge(row, viewers, journals, folder / "effects.jsonl")
     _gaps(row, place.kind, quiet, viewers)
+    _lags(row, place.kind, viewers, journals, quiet_until)
     _hand_overs(row, place.kind, viewers, journals)
 
 
@@ -153,8 +154,11 @@ async def _viewers(stage: Stage, stack: AsyncExitStack, nodes: NodeProcesses) ->
     return viewers
 
 
-async def _live_through(stage: Stage, nodes: NodeProcesses, viewers: list[Viewer], row: Row) -> list[float]:
-    """Milliseconds of the longest silence of each stream before the first restart; afterwards the viewers have the later ones."""
+async def _live_through(
+    stage: Stage, nodes: NodeProcesses, viewers: list[Viewer], row: Row
+) -> tuple[list[float], float]:
+    """Milliseconds of the longest silence of each stream before the first restart, and when that was, in seconds since 1970;
+    afterwards the viewers have the later silences."""
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         watching = [group.create_task(one.watch()) for one in viewers]
@@ -163,7 +167,7 @@ async def _live_through(stage: Stage, nodes: NodeProcesses, viewers: list[Viewer
         for one in viewers:
             one.forget()
         await asyncio.sleep(min(QUIET_S, stage.left_s / 5))
-        quiet = [one.forget() for one in viewers]
+        quiet, quiet_until = [one.forget() for one in viewers], SystemClock().now().unix_s
         for node in nodes:
             if stage.left_s < RESTART_S:
                 row.missing[f"the restart of node {node.name}, and of those behind it"] = "no time left"
@@ -177,7 +181,7 @@ async def _live_through(stage: Stage, nodes: NodeProcesses, viewers: list[Viewer
         await asyncio.sleep(WARM_S / 2)  # what stands at the end of the journals reaches the viewers
         for task in watching:
             task.cancel()
-    return quiet
+    return quiet, quiet_until
 
 
 def _gaps(row: Row, kind: str, quiet: list[float], viewers: list[Viewer]) -> None:
@@ -197,11 +201,12 @@ def _gaps(row: Row, kind: str, quiet: list[float], viewers: list[Viewer]) -> Non
 
 
 async def _judge(row: Row, viewers: list[Viewer], journals: dict[str, Sequence[Event]], effects: Path) -> None:
-    ends, restarted, missing = Counter[str](), 0, 0
+    ends, restarted, cut, missing = Counter[str](), 0, 0, 0
     for one in viewers:
         events = journals[one.name]
         ends.update(event.kind for event in events if event.kind in TURN_ENDS)
         restarted += sum(event.kind == "call_restarted" for event in events)
+        cut += sum(event.kind == "call_interrupted" for event in events)
         upto = max((event.seq for event in events if event.kind in TURN_ENDS), default=0)
         missing += len({event.seq for event in events if event.seq <= upto} - set(one.seen))
     doubled = sum(len(one.seen) - len(set(one.seen)) for one in viewers)
@@ -212,12 +217,31 @@ async def _judge(row: Row, viewers: list[Viewer], journals: dict[str, Sequence[E
     twice = sum(times - 1 for times in calls.values())
     dropped = sent - ends["turn_completed"]
     row.bounds += [
-        Bound("0 turns dropped", f"{dropped} of {sent:,}", dropped == 0),
-        Bound("0 calls doubled", f"{twice} of {calls.total():,} effects ({restarted} restarted)", twice == 0),
+        Bound("0 turns dropped", f"{dropped} of {sent:,} ({_others(ends)})", dropped == 0),
+        Bound(
+            "0 calls doubled", f"{twice} of {calls.total():,} effects ({restarted} restarted, {cut} cut)", twice == 0
+        ),
         Bound(
             "0 events missing or doubled at a client", f"{missing} missing, {doubled} doubled", not missing + doubled
         ),
     ]
+
+
+def _others(ends: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count:,}" for kind, count in ends.most_common()) or "no turn ended"
+
+
+def _lags(row: Row, kind: str, viewers: list[Viewer], journals: dict[str, Sequence[Event]], quiet_until: float) -> None:
+    """From any event's place in the journal to the viewer: what the machine's load does, and what reconnecting does."""
+    lags: dict[bool, list[float]] = {True: [], False: []}
+    for one in viewers:
+        for event in journals[one.name]:
+            if event.seq in one.seen_at:
+                lags[event.at.unix_s < quiet_until].append((one.seen_at[event.seq] - event.at.unix_s) * 1000)
+    for quiet, when in ((True, "nobody restarts"), (False, "from the first restart on")):
+        if lags[quiet]:
+            name = f"{kind}: any event, written → seen by the viewer, {when}"
+            row.figures.append(Figure.of_waits(name, "ours", "ms", lags[quiet]))
 
 
 def _hand_overs(row: Row, kind: str, viewers: list[Viewer], journals: dict[str, Sequence[Event]]) -> None:
