@@ -645,17 +645,42 @@ async def test_what_left_its_group_its_environment_and_its_parent_ends_with_the_
 
 APART = [by for by in isolation.MEANS if isolation.find(isolation.Wanted(), {by: isolation.MEANS[by]}).by is not None]
 """What isolates on this machine. Where it is nothing, that it is said is tested all the same."""
+STAND_IN = """#!/bin/sh
+# For bubblewrap where it is not installed: as it does, a child in namespaces of its own, and a parent that waits.
+while [ "$1" != -- ]; do [ "$1" != --unshare-net ] || net=--net; shift; done
+shift
+exec 3<&0
+unshare --user --map-current-user $net "$@" <&3 3<&- &
+wait $!
+"""
+FORKING = "stands in for bubblewrap"
 SEEN = "readlink /proc/self/ns/net /proc/self/ns/user /proc/self/ns/pid; tail -n +3 /proc/net/dev | cut -d: -f1"
 
 
-@pytest.fixture(params=APART)
-async def apart(request: pytest.FixtureRequest, provider: ProcessProvider, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(params=[*APART, *([FORKING] if "unshare" in APART else [])])
+async def apart(
+    request: pytest.FixtureRequest, provider: ProcessProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """A runtime whose commands are kept apart by this."""
-    means = {request.param: isolation.MEANS[request.param]}
-    monkeypatch.setattr(isolation, "MEANS", means)
+    by = "bubblewrap" if request.param == FORKING else request.param
+    if request.param == FORKING:
+        program = tmp_path / "bin" / "bwrap"
+        program.parent.mkdir()
+        program.write_text(STAND_IN)
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(isolation, "MEANS", {by: isolation.MEANS[by]})
     await provider.open()
-    assert provider.detail == {"isolation": request.param, "network": "none"}
+    assert provider.detail == {"isolation": by, "network": "none"}
     return await provider.provision(SPEC, lambda step: None)
+
+
+def test_what_does_not_isolate_here_has_a_reason(record_property: Callable[[str, object], None]):
+    missing = {by: isolation.find(isolation.Wanted(), {by: isolation.MEANS[by]}).why for by in isolation.MEANS}
+    missing = {by: why for by, why in missing.items() if by not in APART}
+    assert all(missing.values())
+    if missing:
+        record_property("left-out", f"isolation by {', '.join(f'{by} ({why})' for by, why in missing.items())}")
 
 
 def namespaces() -> list[str]:
