@@ -2,7 +2,8 @@
 
     make mutants [ARGS="M07 M12 in_redis --jobs 2"]
 
-Exits non-zero if one survives, or if its tests are red without it.
+Exits non-zero if one survives, if its tests are red without it, or if a test could not be collected or a script not be loaded with
+it: that shows nothing of the rule.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalogue import PACKAGE, ROOT, Killers, Mutation, everything
+from lua import refused
 
 LIMIT_S = 900
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+TIMED_OUT = re.compile(r"Timeout \(?>\d")
+PASSED, RED = 0, 1
+"""Of pytest's return codes. 2: not collected, or interrupted; 3, 4: not run at all; 5: no such test."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     red: bool
     by: str
-    """The first test that went red, or what pytest said last."""
+    """The first test that went red, or what pytest said last; and whether it only took too long."""
     seconds: float
 
 
@@ -43,13 +48,15 @@ def pytest(tests: Killers, source: Path) -> Verdict:
             [*command, "--timeout=60"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired:
-        return Verdict(True, f"{tests.path} hangs", time.monotonic() - started)
+        return Verdict(True, f"{tests.path}, which timed out as a whole", time.monotonic() - started)
     seconds = time.monotonic() - started
-    if done.returncode not in (0, 1, 2):  # 5: no such test; 3, 4: not run at all
+    if done.returncode not in (PASSED, RED):
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     named = FAILED.search(done.stdout)
     lines = done.stdout.strip().splitlines()
-    return Verdict(done.returncode != 0, named.group(1) if named else lines[-1] if lines else "", seconds)
+    by = named.group(1) if named else lines[-1] if lines else ""
+    hung = done.returncode == RED and TIMED_OUT.search(done.stdout + done.stderr)
+    return Verdict(done.returncode == RED, f"{by}, which timed out" if hung else by, seconds)
 
 
 def tried(mutation: Mutation) -> Verdict:
@@ -80,6 +87,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     mutations = chosen(asked.names)
+    if unloadable := list(refused(mutations)):
+        raise SystemExit("\n".join(unloadable))
     started = time.monotonic()
     with ThreadPoolExecutor(asked.jobs) as pool:
         # Without edits all of these tests are green: a test that is red anyway kills nothing.
