@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from openhands_world import MARKS, C, World
 
+from tenure.abc import Submit
 from tenure.errors import InvalidInputError
-from tenure.journal import Delivery
+from tenure.journal import TURN_ENDS, Command, Delivery
 from tenure.loops.openhands import OpenHandsLoop
-from tenure.loops.openhands.live import INTERRUPTED, WORKSPACE_LOST
+from tenure.loops.openhands.live import HALTS, INTERRUPTED, WORKSPACE_LOST
+from tenure.loops.openhands.projection import Projection
 from tenure.loops.openhands.settings import _REFUSED  # pyright: ignore[reportPrivateUsage]
+from tenure.server.watch import read
+from tenure.stores.memory import MemoryStore
 
 pytestmark = MARKS
 
@@ -129,6 +133,110 @@ async def test_an_interrupt_ends_the_run_in_the_sdks_own_words(world: World):
     assert len(world.told("AgentErrorEvent")) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "delivery", "body"), [("pause", Delivery.NOW, {}), ("interrupt", Delivery.NOW, {HALTS: True})]
+)
+async def test_runs_that_wait_end_before_they_begin(world: World, kind: str, delivery: Delivery, body: dict[str, Any]):
+    node = await world.node("only")
+    await world.create(node, world.settings())
+    await world.say(node, "go [script:slow]")
+    await world.until(lambda: world.happened() == ["slow"])
+    await world.say(node, "and this [script:default]")
+    await world.command(node, kind, delivery, **body)
+    await world.command(node, "run")
+    world.gate.touch()
+    await world.done(3)
+    ends = [e.kind for e in world.events() if e.kind in TURN_ENDS]
+    assert ends == ["turn_interrupted" if kind == "interrupt" else "turn_completed", "turn_completed", "turn_completed"]
+    starts = [e.seq for e in world.events("turn_started")]
+    said = [
+        e.seq
+        for e in world.events("openhands.event")
+        if e.body["kind"] == "MessageEvent" and e.body["source"] == "agent"
+    ]
+    assert len(said) == 1 and said[0] > starts[2], "the run that was asked for later is the one that answers"
+
+
+async def test_a_pause_between_two_owners_is_kept(world: World):
+    first = await world.node("first")
+    await world.create(first, world.settings())
+    await world.say(first, "hi")
+    await world.done(1)
+    await first.drain()
+    store, asked = MemoryStore(world.disk), len(world.model.requests)
+    for kind, delivery in (("run", Delivery.TURN), ("pause", Delivery.NOW)):
+        await store.submit(Submit(C, Command(kind, {}, f"late-{kind}", delivery)))
+    await store.submit(
+        Submit(C, Command("message", {"text": "there? [script:default]", "run": False}, "m", Delivery.TURN))
+    )
+    second = await world.node("second")
+    await world.done(3)
+    assert len(world.model.requests) == asked, "what was asked for before the pause did not begin"
+    await world.command(second, "run")
+    await world.done(4)
+    assert len(world.model.requests) == asked + 1
+
+
+async def test_a_failure_outside_of_a_run_is_told_as_an_error_until_the_next_turn(world: World):
+    node = await world.node("only")
+    await world.create(node, world.settings())
+    await world.say(node, "hi")
+    await world.done(1)
+    await node.submit(Submit(C, Command("message", {"content": [{"type": "image"}]}, "bad", Delivery.TURN)))
+    await world.until(lambda: world.events("turn_failed"))
+    seen = Projection()
+    told = seen.take(await read(node.store, C, 0, 1000))
+    assert (told[-1]["kind"], seen.execution_status) == ("ConversationErrorEvent", "error")
+    assert "image_urls" in told[-1]["detail"]
+    from_snapshot = Projection()
+    from_snapshot.record = seen.record
+    assert from_snapshot.execution_status == "error", "also where the snapshot leaps over the turn"
+    await node.submit(
+        Submit(C, Command("message", {"text": "sorry [script:bad]", "run": False}, "good", Delivery.TURN))
+    )
+    await world.until(lambda: len(world.events("turn_completed")) == 2)
+    seen.take(await read(node.store, C, seen.seq, 1000))
+    assert seen.execution_status == "idle"
+
+    world.model.scripts = {"bad": [{"error": {"status": 400}}]}
+    await world.command(node, "run")
+    await world.until(lambda: len(world.events("turn_failed")) == 2)
+    told = seen.take(await read(node.store, C, seen.seq, 1000))
+    assert seen.execution_status == "error"
+    assert [one["kind"] for one in told].count("ConversationErrorEvent") == 1, "what the SDK has told is told once"
+
+
+async def test_a_setting_that_is_taken_back_holds_no_longer(world: World):
+    node = await world.node("only")
+    strict = {
+        "confirmation_policy": {"kind": "AlwaysConfirm"},
+        "security_analyzer": {"kind": "LLMSecurityAnalyzer"},
+        "stuck_detection": False,
+    }
+    await world.create(node, world.settings(**strict))
+    await world.say(node, "hi")
+    await world.done(1)
+
+    def base() -> dict[str, Any]:
+        return {name: snapshot().get(name) for name in strict}
+
+    def snapshot() -> dict[str, Any]:
+        kept: Any = world.disk.conversations[C].snapshot
+        return kept.loop["base"]
+
+    assert base() == strict
+    record = world.disk.conversations[C].row.record
+    await node.store.amend(C, record.version, {"settings": node.check("openhands", world.settings())})
+    await world.say(node, "go [script:one]")
+    await world.done(2)
+    assert world.happened() == ["one"], "nobody was asked"
+    assert base() == {
+        "confirmation_policy": {"kind": "NeverConfirm"},
+        "security_analyzer": None,
+        "stuck_detection": True,
+    }
+
+
 async def test_a_lost_workspace_is_said_to_the_journal_and_to_the_agent(world: World):
     first = await world.node("first", workspaces=str(world.folder / "here"))
     await world.create(first, world.settings())
@@ -146,11 +254,8 @@ async def test_a_lost_workspace_is_said_to_the_journal_and_to_the_agent(world: W
 async def test_a_repository_brings_no_command_of_its_own_into_the_server(world: World):
     place = world.folder / "cloned"
     plugin = place / ".openhands" / "plugins" / "kind"
-    (
-        (plugin / ".plugin").mkdir(parents=True),
-        (plugin / "hooks").mkdir(),
-        (plugin / "skills" / "kind").mkdir(parents=True),
-    )
+    for folder in (".plugin", "hooks"):
+        (plugin / folder).mkdir(parents=True)
     (plugin / ".plugin" / "plugin.json").write_text('{"name": "kind", "version": "1.0.0", "description": "kind"}')
     hook = [{"matcher": "*", "hooks": [{"type": "command", "command": f"touch {world.folder}/hooked"}]}]
     (plugin / "hooks" / "hooks.json").write_text(json.dumps({"SessionStart": hook, "UserPromptSubmit": hook}))

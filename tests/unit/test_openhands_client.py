@@ -315,6 +315,43 @@ async def test_a_person_confirms_pauses_and_interrupts_whoever_owns_it(cluster: 
     refused = await cluster.http.post(f"{path}/events/respond_to_confirmation", json={"accept": "yes"})
     assert (refused.status_code, refused.json()["field"]) == (422, "accept")
 
+    world.gate.unlink()
+    await cluster.http.post(f"{path}/events", json=said("thrice [script:slow]", run=True))
+    await world.until(lambda: world.happened() == ["one", "slow", "slow"])
+    await cluster.http.post(f"{path}/events", json=said("behind [script:default]", run=True))
+    await cluster.http.post(f"{path}/interrupt")
+    await status_is(cluster, path, "paused")
+    world.gate.touch()
+    events = (await cluster.http.get(f"{path}/events/search", params={"source": "agent"})).json()["items"]
+    assert "Hello." not in json.dumps(events), "what waited behind the interrupted run has ended with it"
+
+
+PARTS = [
+    ({"type": "text"}, ".text"),
+    ({"type": "text", "text": 7}, ".text"),
+    ({"type": "text", "text": "x", "colour": "red"}, ".colour"),
+    ({"type": "text", "text": "x", "cache_prompt": []}, ".cache_prompt"),
+    ({"type": "image"}, ".image_urls"),
+    ({"type": "image", "image_urls": "http://x"}, ".image_urls"),
+    ({"type": "image", "image_urls": [None]}, ".image_urls"),
+    ({"type": "sound"}, ""),
+    ("x", ""),
+]
+
+
+async def test_a_message_that_the_sdk_would_not_take_is_refused_when_it_is_sent(cluster: Cluster):
+    sdk = importlib.import_module("openhands.sdk")
+    _, path, _ = await create(cluster)
+    for part, where in PARTS:
+        sent = await cluster.http.post(f"{path}/events", json={"role": "user", "content": [part], "run": True})
+        assert (sent.status_code, sent.json()["field"]) == (422, f"content[0]{where}"), sent.text
+        with pytest.raises(ValueError, match="validation"):
+            sdk.Message.model_validate({"role": "user", "content": [part]})
+    for part in ({"type": "image", "image_urls": []}, {"type": "text", "text": "", "enable_truncation": True}):
+        sdk.Message.model_validate({"role": "user", "content": [part]})
+        sent = await cluster.http.post(f"{path}/events", json={"role": "user", "content": [part]})
+        assert sent.status_code == 200, sent.text
+
 
 async def test_secrets_reach_commands_through_the_vault_and_nothing_else(cluster: Cluster, caplog: Any):
     caplog.set_level(0)
@@ -568,6 +605,65 @@ async def test_a_message_by_socket_runs_and_what_was_before_is_told_again_on_dem
         async with socket_to(cluster.urls[2], name, query, **key) as one:
             assert (await next_frame(one))["key"] == "full_state"
             assert [await next_frame(one) for _ in wanted] == wanted
+
+
+async def test_a_blocking_run_is_ended_by_its_own_end_alone(cluster: Cluster):
+    name, path, _ = await create(cluster)
+    async with socket_to(cluster.urls[1], name, **{"X-Session-API-Key": KEY}) as one:
+        await next_frame(one)
+        await cluster.http.post(f"{path}/events", json=said("go [script:slow]", run=True))
+        await cluster.world.until(lambda: cluster.world.happened() == ["slow"])
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        await cluster.world.until(lambda: loop.time() > asked + 1.1)  # no short run: nobody can have missed its end
+        cluster.world.gate.touch()
+        states = [await next_state(one) for _ in range(2)]
+        await cluster.http.post(f"{path}/events", json=said("more [script:default]"))
+        async with asyncio.timeout(30):
+            while (await cluster.http.get(path)).json()["execution_status"] != "idle":
+                await asyncio.sleep(0.02)
+        ended = loop.time()
+        await cluster.world.until(lambda: loop.time() > ended + 1.1)
+        await cluster.http.post(f"{path}/run")
+        states += [await next_state(one) for _ in range(2)]
+    assert states == ["running", "finished", "running", "finished"]
+
+
+async def next_state(socket: Any) -> str:
+    while (frame := await next_frame(socket)).get("key") != "full_state":
+        pass
+    return frame["value"]["execution_status"]
+
+
+async def test_streamed_text_is_told_in_every_turn(cluster: Cluster):
+    body = asking(cluster)
+    body["agent"]["llm"]["stream"] = True
+    name = (await cluster.http.post("/api/conversations", json=body)).json()["id"]
+    async with socket_to(cluster.urls[0], name, **{"X-Session-API-Key": KEY}) as one:
+        await next_frame(one)
+        for _ in range(2):
+            await one.send(json.dumps(said("hello [script:default]")))
+            while (frame := await next_frame(one))["kind"] != "StreamingDeltaEvent":
+                pass
+            assert frame["content"].strip() in "Hello."
+            while await next_state(one) != "finished":
+                pass
+
+
+async def test_without_a_key_configured_any_key_is_taken(world: World):
+    cluster = Cluster(world)
+    async with contextlib.AsyncExitStack() as stack:
+        await cluster.open(stack, api_key="")
+        name, path, _ = await create(cluster)
+        for headers in ({}, {"X-Session-API-Key": "any"}, {"Authorization": "Bearer any"}):
+            async with httpx.AsyncClient(base_url=cluster.urls[0], headers=headers) as stranger:
+                assert (await stranger.get(path)).status_code == 200
+        async with socket_to(cluster.urls[0], name) as one:
+            await one.send(json.dumps({"type": "auth", "session_api_key": "any"}))
+            assert (await next_frame(one))["key"] == "full_state"
+            await one.send(json.dumps(said("hello [script:default]")))
+            while await next_state(one) != "finished":
+                pass
 
 
 async def test_sockets_of_a_node_that_lost_its_lease_are_cut_and_those_of_others_go_on(cluster: Cluster):

@@ -184,6 +184,8 @@ class AgentLoop(abc.ABC):
     """Kinds of commands beyond the core's that this loop takes, each with its fixed delivery."""
     turn_timeout_s: float | None = None
     """How long a turn may last; null: the node's setting."""
+    check_blocks = False
+    """Whether :meth:`check` may take long (imports, downloads): a server then calls it in a thread."""
 
     @abc.abstractmethod
     def check(self, settings: JsonObject) -> JsonObject:

@@ -280,7 +280,7 @@ class Conversations:
             raise too_large("settings", f"at most {limit} bytes of JSON")
         here = self.node.agents.get(agent)
         if settings is not None:
-            settings = self.node.check(agent, settings)
+            settings = await self.node.checked(agent, settings)
         if here is not None:
             return settings
         living = (await self.node.living()).values()

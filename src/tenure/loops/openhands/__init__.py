@@ -40,6 +40,7 @@ class OpenHandsLoop(AgentLoop):
     """
 
     commands: Mapping[str, Delivery] = {"run": Delivery.TURN, "confirm": Delivery.TURN, "pause": Delivery.NOW}
+    check_blocks = True
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
         insist_on_extra()

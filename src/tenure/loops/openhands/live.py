@@ -17,7 +17,7 @@ from tenure.loops.openhands.settings import wish
 from tenure.loops.openhands.store import EVENT, WORKSPACE, JournalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from tenure.abc import Place, Turn
     from tenure.journal import Event, Json
@@ -40,8 +40,14 @@ WORKSPACE_LOST: Final = (
     "you made before are not here, and terminals have ended."
 )
 REJECTED: Final = "Superseded by a new message of the user"
+HALTS: Final = "halts"
+"""In the body of an ``interrupt``: runs that were asked for before it, and have not begun, end with it."""
 _TOLD = ("execution_status", "confirmation_policy", "security_analyzer", "tags")
 """What of the state is told in events of its own, as the SDK's server does."""
+
+
+class RunFailed(LoopError):
+    """The run has ended in an error, or stuck, and the SDK has told so itself."""
 
 
 @final
@@ -67,6 +73,10 @@ class LiveOpenHands:
         self._unseen: dict[str, str] = {}
         """Tool calls, by action, that waited for a person when the conversation was loaded."""
         self._runs = False
+        self._running: asyncio.Event = asyncio.Event()
+        """The turn's run is in its steps, or over."""
+        self._paused_by = 0
+        """The place in the journal of the last command that ends runs which were asked for before it."""
 
     # --- the contract -----------------------------------------------------------------------------------------------
 
@@ -75,8 +85,25 @@ class LiveOpenHands:
 
         :raises LoopError: the run ended in an error of the SDK's, told in its words.
         """
-        store = self._store = self._store or await self._read_journal()
+        if self._store is None:
+            self._store = await self._read_journal()
+        else:
+            self._look_for_halts(await self._place.history(turn.commands[0].seq))
+        store = self._store
         store.begin(turn)
+        self._running = asyncio.Event()
+        try:
+            await self._go_on(turn, store)
+        except Exception as error:
+            if store.refusal is not None:
+                self._drop(store.refusal)
+            elif not isinstance(error, RunFailed):
+                self._place.report_status("error")  # the SDK's own state knows nothing of it
+            raise
+        finally:
+            self._running.set()
+
+    async def _go_on(self, turn: Turn, store: JournalStore) -> None:
         moved = await self._look_for_workspace(turn)
         self._runner = self._runner or Runner(f"openhands-{turn.conversation_id}")
         work = self._runner.begin(self._work(turn, store, moved))
@@ -85,15 +112,15 @@ class LiveOpenHands:
         except asyncio.CancelledError:
             await self._cut(turn, work)
             raise
-        except BaseException:
-            if store.refusal is not None:
-                self._drop(store.refusal)
-            raise
 
     async def now(self, command: Event) -> Json:
-        """``pause``: the run ends after the step that it is at."""
+        """``pause``: the run ends after the step that it is at, and one that was asked for before, before its first."""
         if command.kind != "pause":
             raise NotImplementedError(f"an OpenHands conversation takes {command.kind} turn by turn")
+        self._paused_by = max(self._paused_by, command.seq)
+        if not self._runs:
+            return {"paused": False}
+        await self._running.wait()  # to the SDK a run that only begins is none to be paused
         conversation = self._conversation
         if conversation is None or not self._runs:
             return {"paused": False}
@@ -115,7 +142,12 @@ class LiveOpenHands:
         history = await self._place.history()
         workspaces = [e for e in history if e.kind == WORKSPACE]
         self._workspace = str(workspaces[-1].body["name"]) if workspaces else None
+        self._look_for_halts(history)
         return JournalStore(history, self._place.state, self._stop_tools)
+
+    def _look_for_halts(self, events: Sequence[Event]) -> None:
+        """Who asks for a pause means all that was asked for before, whoever owned it then, and whether it had begun."""
+        self._paused_by = max([self._paused_by, *(e.seq for e in events if _halts(e))])
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
@@ -152,6 +184,7 @@ class LiveOpenHands:
 
     async def _work(self, turn: Turn, store: JournalStore, moved: str | None) -> None:
         conversation, [command] = self._loaded(turn, store), turn.commands
+        self._report(conversation.state.execution_status)
         self._repair(conversation)
         if moved is not None:
             self._say_moved(conversation, store, moved)
@@ -200,11 +233,14 @@ class LiveOpenHands:
                 delete_on_close=False,
                 stuck_detection=wanted.stuck_detection,
                 max_iteration_per_run=wanted.max_iterations,
-                token_callbacks=[self._tell_token(turn)] if wanted.agent.llm.stream else None,
+                token_callbacks=[self._tell_token] if wanted.agent.llm.stream else None,
             )
         except ValueError as error:
             raise LoopError(f"the SDK does not take the conversation up: {error}") from error
         atexit.unregister(conversation.close)  # its end is this loop's; the register would keep it for ever
+        if conversation.state.stuck_detection != wanted.stuck_detection:  # the saved one is only told
+            with conversation.state:
+                conversation.state.stuck_detection = wanted.stuck_detection
         conversation.state.set_on_state_change(self._tell_state(conversation, store))
         waiting = conversation.state.execution_status == self._sdk.Status.WAITING_FOR_CONFIRMATION
         self._unseen = {a.id: a.tool_call_id for a in self._pending(conversation)} if waiting else {}
@@ -213,9 +249,9 @@ class LiveOpenHands:
     def _adapt(self, conversation: Any, wanted: Wanted) -> None:
         """What may change from turn to turn beneath the same agent: its terminals stay."""
         conversation.max_iteration_per_run = wanted.max_iterations
-        if wanted.policy is not None and wanted.policy != conversation.state.confirmation_policy:
+        if wanted.policy != conversation.state.confirmation_policy:
             conversation.set_confirmation_policy(wanted.policy)
-        if wanted.analyzer is not None and wanted.analyzer != conversation.state.security_analyzer:
+        if wanted.analyzer != conversation.state.security_analyzer:
             conversation.set_security_analyzer(wanted.analyzer)
         if wanted.secrets and wanted.secrets != self._given:
             conversation.update_secrets(dict(wanted.secrets))
@@ -267,23 +303,34 @@ class LiveOpenHands:
         state, status = conversation.state, self._sdk.Status
         before = {e.body.get("kind"): e.body for e in _told(turn)}
         if failed := before.get("ConversationErrorEvent"):
-            raise LoopError(f"{failed.get('code')}: {failed.get('detail')}")
+            raise RunFailed(f"{failed.get('code')}: {failed.get('detail')}")
         if "PauseEvent" in before or "InterruptEvent" in before:
             return
-        if state.execution_status == status.WAITING_FOR_CONFIRMATION:
-            pending = {action.id: action.tool_call_id for action in self._pending(conversation)}
-            store.approve(pending)
-        self._runs = True
+        self._runs = True  # before it looks: a pause that comes later sees it
         try:
+            if self._paused_by > turn.commands[0].seq:
+                self._pause_unbegun(conversation)
+                return
+            if state.execution_status == status.WAITING_FOR_CONFIRMATION:
+                pending = {action.id: action.tool_call_id for action in self._pending(conversation)}
+                store.approve(pending)
             await conversation.arun()
         except self._sdk.ConversationRunError as error:
-            raise LoopError(f"{type(error.original_exception).__name__}: {error.original_exception}") from error
+            raise RunFailed(f"{type(error.original_exception).__name__}: {error.original_exception}") from error
         finally:
             self._runs = False
         if store.refusal is not None:
             raise store.refusal
         if state.execution_status in (status.ERROR, status.STUCK):
-            raise LoopError(f"the run ended: {_why(state)}")
+            raise RunFailed(f"the run ended: {_why(state)}")
+
+    def _pause_unbegun(self, conversation: Any) -> None:
+        """A run that was paused before it began: what an earlier one has left behind is no outcome of this one."""
+        state, status = conversation.state, self._sdk.Status
+        with state:
+            if state.execution_status in (status.ERROR, status.STUCK):
+                state.execution_status = status.IDLE
+        conversation.pause()
 
     # --- what is told -----------------------------------------------------------------------------------------------
 
@@ -292,22 +339,24 @@ class LiveOpenHands:
             if store.refusal is not None:
                 return  # the SDK ends the run that was refused, in memory: of no interest to anybody
             if event.key == "execution_status":
-                self._host.call_soon_threadsafe(
-                    self._place.report_status, str(getattr(event.value, "value", event.value))
-                )
+                self._report(event.value)
+                if self._runs and _word(event.value) == "running":
+                    self._host.call_soon_threadsafe(self._running.set)
             if event.key in _TOLD:
                 with _unless_refused(store):
                     conversation.state.append_event(event)
 
         return told
 
-    def _tell_token(self, turn: Turn) -> Any:
-        def told(chunk: Any) -> None:
-            text = chunk.choices[0].delta.content if chunk.choices else None
-            if text:
-                self._host.call_soon_threadsafe(_delta, turn, text)
+    def _report(self, status: Any) -> None:
+        self._host.call_soon_threadsafe(self._place.report_status, _word(status))
 
-        return told
+    def _tell_token(self, chunk: Any) -> None:
+        """Under the turn of now: the conversation outlives the one that it was loaded in."""
+        text = chunk.choices[0].delta.content if chunk.choices else None
+        store = self._store
+        if text and store is not None and store.turn is not None:
+            self._host.call_soon_threadsafe(_delta, store.turn, text)
 
     # --- the workspace ----------------------------------------------------------------------------------------------
 
@@ -366,6 +415,15 @@ def _unless_refused(store: JournalStore) -> Generator[None]:
     except Exception:
         if store.refusal is None:
             raise
+
+
+def _halts(event: Event) -> bool:
+    """Whether runs that were asked for before it are not to begin any more."""
+    return event.kind == "pause" or (event.kind == "interrupt" and event.body.get(HALTS) is True)
+
+
+def _word(status: Any) -> str:
+    return str(getattr(status, "value", status))
 
 
 def _told(turn: Turn) -> list[Any]:

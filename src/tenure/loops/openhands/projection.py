@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from tenure.conversation import Fold, TurnState, advance
 from tenure.journal import StartFailed, TurnCompleted, TurnFailed, TurnInterrupted, read_body
+from tenure.loops.openhands.settings import NO_POLICY
 from tenure.loops.openhands.store import EVENT
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ HIDDEN: Final = "**********"
 """What the SDK's own server shows instead of a secret."""
 TOLD_KINDS: Final = (EVENT, TurnFailed.kind, StartFailed.kind)
 """Kinds of the journal that :func:`sdk_event` may have a word for."""
-NO_POLICY: Final = {"kind": "NeverConfirm"}
 _NAMED = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -54,7 +54,7 @@ def sdk_event(event: Event) -> JsonObject | None:
         return event.body
     body = read_body(event)
     match body:
-        case TurnFailed(_, "error", _):
+        case TurnFailed(_, "error", {"type": "RunFailed"}):
             return None  # the run's own ConversationErrorEvent stands before it
         case TurnFailed(_, reason, error):
             return _error(event, f"turn_{reason}", f"the run was ended: {reason} {error or ''}".strip())
@@ -93,6 +93,8 @@ class Projection:
     """How many runs have ended while this was looking on."""
     last_end: str = ""
     """The kind of the last end of a turn, of those that this has seen."""
+    run_s: float = 0.0
+    """How long ago the run that ended last was asked for, when it ended."""
 
     @property
     def seq(self) -> int:
@@ -122,7 +124,9 @@ class Projection:
         match body:
             case TurnCompleted() | TurnFailed() | TurnInterrupted():
                 self.last_end = event.kind
-                self.ended += any(runs_agent(self.fold.pending[c]) for c in body.commands if c in self.fold.pending)
+                runs = [c for n in body.commands if (c := self.fold.pending.get(n)) is not None and runs_agent(c)]
+                self.ended += bool(runs)
+                self.run_s = min((event.at.unix_s - c.at.unix_s for c in runs), default=self.run_s)
             case _:
                 pass
 
@@ -146,6 +150,8 @@ class Projection:
             return "paused"
         if self.running:
             return "error" if record is not None and record.failed and record.owner is None else "running"
+        if record is not None and record.agent_status == "error":
+            return "error"  # also where the run failed outside of the SDK, whose base state does not know
         saved = str(self.base.get("execution_status", "idle"))
         if saved != "running" or self.fold.turn_state is not TurnState.NONE:
             return "idle" if saved == "running" else saved
@@ -166,10 +172,10 @@ class Projection:
             "workspace": place,
             "persistence_dir": base.get("persistence_dir", f"{place['working_dir']}/.openhands"),
             "max_iterations": settings.get("max_iterations", base.get("max_iterations", 500)),
-            "stuck_detection": base.get("stuck_detection", True),
+            "stuck_detection": settings.get("stuck_detection", True),
             "execution_status": self.execution_status,
-            "confirmation_policy": settings.get("confirmation_policy", base.get("confirmation_policy", NO_POLICY)),
-            "security_analyzer": settings.get("security_analyzer", base.get("security_analyzer")),
+            "confirmation_policy": settings.get("confirmation_policy", NO_POLICY),
+            "security_analyzer": settings.get("security_analyzer"),
             "activated_knowledge_skills": base.get("activated_knowledge_skills", []),
             "invoked_skills": base.get("invoked_skills", []),
             "stats": base.get("stats", {"usage_to_metrics": {}}),

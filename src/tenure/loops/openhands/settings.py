@@ -30,6 +30,8 @@ MAX_ITERATIONS: Final = 500
 KEYLESS: Final = "no-key"
 """What stands for a key that is not given: without one the client library would take the node's own environment's."""
 TERMINAL: Final = "terminal"
+NO_POLICY: Final = {"kind": "NeverConfirm"}
+"""The confirmation policy of settings that name none."""
 RESERVED: Final = "OPENHANDS_AGENT_"
 """How the names begin under which the secrets of a client's agent are kept. Who could give one could replace a model's key."""
 
@@ -156,12 +158,13 @@ def wish(settings: JsonObject, sdk: Sdk, node: NodeModel, values: Mapping[str, s
         raise InvalidInputError("settings.stuck_detection", "must be true or false", "leave it out for true")
     return Wanted(
         agent,
-        _optional(sdk.ConfirmationPolicyBase, settings, "confirmation_policy"),
+        _optional(sdk.ConfirmationPolicyBase, settings, "confirmation_policy")
+        or sdk.ConfirmationPolicyBase.model_validate(NO_POLICY),
         _optional(sdk.SecurityAnalyzerBase, settings, "security_analyzer"),
         iterations,
         stuck_detection,
         {name: value for name, value in values.items() if name not in used},
-        (settings.get("agent"), settings.get("llm"), {name: values[name] for name in used}, shell),
+        (settings.get("agent"), settings.get("llm"), {name: values[name] for name in used}, shell, stuck_detection),
     )
 
 

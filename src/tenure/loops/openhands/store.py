@@ -74,6 +74,11 @@ class JournalStore:
         self._turn, self._open = turn, {}
 
     @property
+    def turn(self) -> Turn | None:
+        """The turn that is written under now, or was last."""
+        return self._turn
+
+    @property
     def refusal(self) -> Exception | None:
         """Why nothing is written any more."""
         return self._shut

@@ -9,12 +9,15 @@ from fastapi import Request, Response
 
 from tenure.errors import InvalidInputError
 from tenure.journal import CORE_COMMANDS, Delivery
+from tenure.loops.openhands.live import HALTS
 from tenure.server.openhands.place import Place, body_of
 from tenure.server.wire import json_reply, text_of
 
 if TYPE_CHECKING:
     from tenure.journal import Json, JsonObject
 
+_PASSED_OVER = {"enable_truncation"}
+"""A field of former releases that the SDK still takes."""
 KEY = "Idempotency-Key"
 """The SDK's client sends none, others may: the same key is the same command, on every node."""
 
@@ -42,8 +45,8 @@ class SdkCommands:
         return await self._submit(request, "pause", {}, Delivery.NOW)
 
     async def interrupt(self, request: Request) -> Response:
-        """The run ends now."""
-        return await self._submit(request, "interrupt", {}, CORE_COMMANDS["interrupt"])
+        """The run ends now, and so do those that wait behind it."""
+        return await self._submit(request, "interrupt", {HALTS: True}, CORE_COMMANDS["interrupt"])
 
     async def confirm(self, request: Request) -> Response:
         """What waits for a person is approved, and runs; or it is rejected."""
@@ -77,8 +80,7 @@ def message_body(body: Mapping[str, Any]) -> dict[str, Json]:
     if not isinstance(content, list) or not content:
         raise InvalidInputError("content", "must be a list of parts", 'send [{"type": "text", "text": "…"}]')
     for at, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") not in ("text", "image"):
-            raise InvalidInputError(f"content[{at}]", "must be a text or an image", "correct it")
+        _insist_on_part(f"content[{at}]", part)
     run, sender = body.get("run", False), body.get("sender")
     if not isinstance(run, bool):
         raise InvalidInputError("run", "must be true or false", "leave it out for false")
@@ -86,3 +88,20 @@ def message_body(body: Mapping[str, Any]) -> dict[str, Json]:
     if isinstance(sender, str):
         told["sender"] = sender
     return told
+
+
+def _insist_on_part(where: str, part: Json) -> None:
+    """A part as the SDK's models take it: it is judged here, as there it would fail the turn."""
+    if not isinstance(part, Mapping) or part.get("type") not in ("text", "image"):
+        raise InvalidInputError(where, "must be a text or an image", "correct it")
+    kind = str(part["type"])
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise InvalidInputError(f"{where}.text", "must be text", 'send {"type": "text", "text": "…"}')
+    urls = part.get("image_urls")
+    if kind == "image" and not (isinstance(urls, list) and all(isinstance(url, str) for url in urls)):
+        raise InvalidInputError(f"{where}.image_urls", "must be a list of URLs", "correct it")
+    if not isinstance(part.get("cache_prompt", False), bool):
+        raise InvalidInputError(f"{where}.cache_prompt", "must be true or false", "leave it out")
+    for name in part.keys() - {"type", "cache_prompt", "text" if kind == "text" else "image_urls"} - _PASSED_OVER:
+        if kind == "text":
+            raise InvalidInputError(f"{where}.{name[:64]}", "is no field of a text", "leave it out")

@@ -54,7 +54,7 @@ class SdkConversations:
             agent=name,
             default_agent=self.node.default_agent,
             user_id=_text(body, "user_id"),
-            settings=self.node.check(name, asked.settings),
+            settings=await self.node.checked(name, asked.settings),
             title=_text(body, "title"),
             metadata={"tags": _tags(body)} if body.get("tags") else None,
         )
@@ -126,13 +126,13 @@ class SdkConversations:
         """Title and tags."""
         record, body = await self.place.record(request.path_params["id"]), await body_of(request)
 
-        def changes(now: Record) -> JsonObject:
+        async def changes(now: Record) -> JsonObject:
             named: dict[str, Json] = {"title": _text(body, "title")} if "title" in body else {}
             if body.get("tags") is not None:
                 named["metadata"] = {**now.metadata, "tags": _tags(body)}
             return named
 
-        if not changes(record):
+        if not await changes(record):
             raise InvalidInputError("body", "names nothing to change", "give title or tags")
         await self.place.amend(record, changes)
         return json_reply(200, SUCCESS)
@@ -167,11 +167,11 @@ class SdkConversations:
     async def _set(self, request: Request, name: str, value: Json) -> Response:
         record = await self.place.record(request.path_params["id"])
 
-        def changes(now: Record) -> JsonObject:
+        async def changes(now: Record) -> JsonObject:
             settings = {key: kept for key, kept in now.settings.items() if key != name}
             if value is not None:
                 settings[name] = value
-            return {"settings": self.node.check(now.agent, settings)}
+            return {"settings": await self.node.checked(now.agent, settings)}
 
         await self.place.amend(record, changes)
         return json_reply(200, SUCCESS)
@@ -197,10 +197,10 @@ class SdkConversations:
             credentials[name] = f"vault:{kept}"
         named = {name: credentials[name] for name in values}
 
-        def changes(now: Record) -> JsonObject:
+        async def changes(now: Record) -> JsonObject:
             before = cast("Mapping[str, Json]", now.settings.get("credentials") or {})
             settings = {**now.settings, "credentials": {**before, **named}}
-            return {"settings": self.node.check(now.agent, settings)}
+            return {"settings": await self.node.checked(now.agent, settings)}
 
         if values:
             await self.place.amend(record, changes)

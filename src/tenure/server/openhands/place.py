@@ -19,7 +19,7 @@ from tenure.server.strict import read_strictly
 from tenure.server.watch import find, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from fastapi import Request
 
@@ -133,13 +133,13 @@ class Place:
         assert isinstance(result, Accepted | Duplicate)
         return result.seq
 
-    async def amend(self, record: Record, change: Callable[[Record], JsonObject]) -> Record:
+    async def amend(self, record: Record, change: Callable[[Record], Awaitable[JsonObject]]) -> Record:
         """Change title, metadata or settings by what `change` makes of the record as it is now.
 
         :raises UnknownConversationError: deleted meanwhile. :raises Problem: others are always faster.
         """
         for _ in range(TRIES):
-            result = await self.node.store.amend(record.conversation, record.version, change(record))
+            result = await self.node.store.amend(record.conversation, record.version, await change(record))
             match result:
                 case Amended(record):
                     return record

@@ -3,8 +3,10 @@
 ::
 
     connect ──> key (header, or first frame) ──> full_state ──> [what the client wants again] ──> events as they come
-                no: 4001          no such conversation: 4004      a full_state whenever the execution status changes,
-                                                                  and at the end of each run
+                no: 4001          no such conversation: 4004      a full_state when a run begins and ends, and at an error
+
+To a client in a blocking ``run()`` a full_state that does not say ``running`` is the end of its run: there is none for what else
+changes the status, as a message that makes ``finished`` to ``idle``.
 
 A socket belongs to no owner, so a takeover does not touch it. It is closed with 1012 (come back: elsewhere) when its node
 leaves, or gives up its lease, so that nobody listens to a node that may be cut off from the store. Through an outage of the
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 AUTH_S: Final = 10.0
 """How long the first frame may take where a key is needed."""
 AGAIN_S: Final = 1.0
-"""After the end of a run its full_state is told a second time: a client that was just told that its run is accepted may
-not have been listening for the end yet."""
+"""After the end of a run that was asked for as short a time ago its full_state is told a second time: a client that was just
+told that its run is accepted may not have been listening for the end yet."""
 WRONG_KEY, UNKNOWN, COME_BACK, FULL = 4001, 4004, 1012, 1013
 PART = 100
 
@@ -205,10 +207,16 @@ class SdkSocket:
             await self._send(event)
         now = asyncio.get_running_loop().time()
         ended = self.seen.ended != self.ended
+        if self.seen.running:
+            self.again_at = None  # who has asked for this run must not take that end for its own
         due = self.again_at is not None and now >= self.again_at
-        if ended or due or self.seen.execution_status != self.status:
+        if ended or due or self._is_news():
             await self._tell_state()
-            self.again_at = now + AGAIN_S if ended else None
+            self.again_at = now + AGAIN_S if ended and self.seen.run_s < AGAIN_S and not self.seen.running else None
+
+    def _is_news(self) -> bool:
+        status = self.seen.execution_status
+        return status != self.status and (status in ("running", "error") or self.status == "running")
 
     async def _tell_state(self) -> None:
         self.ended, self.status = self.seen.ended, self.seen.execution_status
