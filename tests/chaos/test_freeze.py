@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from world import world
+from collections import Counter
+
+from prometheus_client.parser import text_string_to_metric_families
+from world import World, world
+
+from tenure.testing.processes import NodeProcess
 
 
 async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_path, store):
@@ -33,7 +38,25 @@ async def test_a_frozen_owner_is_succeeded_and_its_late_writes_are_refused(tmp_p
         assert node["owned"] >= 0
         again = await one.send("c", "again", first)  # the thawed process is a new incarnation, and serves anybody
         await one.answered("c", again)
+        await one.quiescent()
+        for node in (first, second):
+            counted = await metrics_of(one, node)
+            received, accepted = counted["tenure_commands_received_total"], counted["tenure_commands_accepted_total"]
+            assert received == accepted + counted["tenure_commands_refused_total"], (node.name, counted)
+        assert (await metrics_of(one, first))["tenure_commands_received_total"] >= 2, (
+            "those before its freeze, and the one after"
+        )
+        assert (await metrics_of(one, first))["tenure_leases_lost_total"] == 1
         await one.judge()
+
+
+async def metrics_of(one: World, node: NodeProcess) -> Counter[str]:
+    """What the node counts, by series, over all labels."""
+    found = Counter[str]()
+    for family in text_string_to_metric_families((await one.http.get(f"{node.url}/metrics")).text):
+        for sample in family.samples:
+            found[sample.name] += sample.value
+    return found
 
 
 async def test_a_frozen_zombie_is_refused_by_the_store_itself(tmp_path, store):
