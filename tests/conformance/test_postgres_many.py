@@ -1,15 +1,30 @@
-"""Groups on PostgreSQL: the functions for many do what the others would have done, item by item, and leave alone what they must."""
+"""Groups on PostgreSQL: the functions for many, and for one, do what the others would have done, item by item, and leave alone
+what they must."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import postgres_servers
 import pytest
 from postgres_servers import blocked, console
 
-from tenure.abc import Append, Appended, Buried, Claim, Creation, Death, Limits, Submit
+from tenure.abc import (
+    Accepted,
+    Append,
+    Appended,
+    Buried,
+    Claim,
+    Creation,
+    Death,
+    Duplicate,
+    Held,
+    Limits,
+    Repeated,
+    Submit,
+)
 from tenure.conversation import Settle, TurnState
 from tenure.journal import Policy
 from tenure.lease import Epoch, Token
@@ -172,7 +187,10 @@ async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(
                     assert any(name in sql for sql in calls), f"nobody called {name}"
                 assert len(calls) <= 11, "six functions, and what was left alone once more"
             else:
-                answers += [await store.append(one) for one in scene.appends]
+                with monkeypatch.context() as patch:
+                    sent = spied(patch)
+                    answers += [await store.append(one) for one in scene.appends]
+                    assert any(" append_one(" in sql for sql in sent)
                 answers += [await store.submit(one) for one in scene.submits]
                 answers += [await store.claim(one) for one in scene.claims]
             outcomes.append(await outcome(stage, scene, answers))
@@ -181,19 +199,39 @@ async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(
         assert one == other
 
 
+async def requests_of(stage: Stage, operation: str, count: int) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
+    """Conversations, and what is asked of each: the first once more, as a copy that is under way beside it."""
+    store, node = stage.store, await stage.node()
+    names = [await stage.conversation() for _ in range(count)]
+    if operation == "append":
+        batches = [(await stage.claim(name, node)).batch(note()) for name in names]
+        asked = [partial(store.append, batch) for batch in batches]
+    elif operation == "submit":
+        asked = [partial(store.submit, Submit(name, message("k"))) for name in names]
+    else:
+        asked = [partial(store.claim, stage.claiming(name, node)) for name in names]
+    return [(names[0], asked[0]), *zip(names, asked, strict=True)]
+
+
+@pytest.mark.parametrize("operation", ["append", "submit", "claim"])
 @pytest.mark.parametrize("others", [2, 6])
-async def test_c15_a_group_leaves_alone_the_row_that_somebody_holds(server: PostgresServer, others: int):
+async def test_c15_a_group_leaves_alone_the_row_that_somebody_holds(
+    server: PostgresServer, others: int, operation: str
+):
     """Few, and so many that the function for many is asked: all but one are answered while nobody lets go of that row."""
     schema = postgres_servers.schema()
     async with postgres_servers.stage_on(server.url(schema=schema, statement_s=60, timeout_s=60)) as stage:
-        stuck, *free = [await stage.owned() for _ in range(1 + others)]
+        asked = await requests_of(stage, operation, 1 + others)
+        stuck, done_is = asked[0][0], {"append": Appended, "submit": Accepted, "claim": Held}[operation]
         with console(server, schema) as session:
             session.execute("BEGIN")
-            session.execute("SELECT FROM conversations WHERE id = %s FOR UPDATE", (stuck.lease.conversation,))
-            waiting, *done = [asyncio.create_task(stage.store.append(one.batch(note()))) for one in (stuck, *free)]
+            session.execute("SELECT FROM conversations WHERE id = %s FOR UPDATE", (stuck,))
+            # Each of the two lanes has one that would hold it up.
+            first, again, *done = [asyncio.ensure_future(request()) for _, request in asked]
             async with asyncio.timeout(PATIENCE_S):  # a group that waits does so for twice as long
-                assert {type(one) for one in await asyncio.gather(*done)} == {Appended}
+                assert {type(one) for one in await asyncio.gather(*done)} == {done_is}
                 await blocked(server)
-            assert not waiting.done()
+            assert not first.done() and not again.done()
             session.execute("COMMIT")
-        expect(Appended, await waiting)
+        again_is = {"append": Repeated, "submit": Duplicate, "claim": Held}[operation]
+        assert {type(await one) for one in (first, again)} == {done_is, again_is}

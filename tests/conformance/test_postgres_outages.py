@@ -1,9 +1,12 @@
 """Outages: a crash, silence. And what is counted: connections, round trips."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
 
 import postgres_servers
 import pytest
@@ -161,22 +164,80 @@ async def test_an_answer_that_is_lost_after_the_commit_is_given_again(
 # counted
 
 
-async def test_connections_are_bounded(server: PostgresServer, stage: Stage):
-    store = stage.store
-    held = await _held(stage)
-    async with store.sibling() as heart, store.follow([Topic(Topic.WANTED)]):
-        working = asyncio.gather(
-            store.submit_all([Submit(f"c{i}", message("k"), CREATION) for i in range(200)]),
-            *(store.read(f"c{i}") for i in range(100)),
-            *(store.publish(held.lease, {"n": i}) for i in range(100)),
-            *(heart.nodes() for _ in range(20)),
-        )
-        most = 0
-        while not working.done():
-            most = max(most, len(await asyncio.to_thread(server.ask, OURS)))
-        answers = await working
+def counted_connections(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many connections were open or being made, after each that began."""
+    open_: set[int] = set()
+    numbers, counts = itertools.count(), list[int]()
+    connect, close = Link.connect, Link.close
+
+    async def connecting(*where: Any, **how: Any) -> Link:
+        open_.add(number := next(numbers))
+        counts.append(len(open_))
+        try:
+            link = await connect(*where, **how)
+        except BaseException:
+            open_.discard(number)
+            raise
+        link.number = number  # type: ignore[attr-defined]
+        return link
+
+    async def closing(self: Link) -> None:
+        await close(self)
+        open_.discard(getattr(self, "number", -1))
+
+    patch.setattr(Link, "connect", connecting)
+    patch.setattr(Link, "close", closing)
+    return counts
+
+
+async def test_connections_are_bounded(server: PostgresServer, monkeypatch: pytest.MonkeyPatch):
+    counts = counted_connections(monkeypatch)
+    async with postgres_servers.stage_on(
+        server.url(schema=postgres_servers.schema(), timeout_s=20, statement_s=10)
+    ) as stage:
+        store, held = stage.store, await _held(stage)
+        async with store.sibling() as heart, store.follow([Topic(Topic.WANTED)]):
+            answers = await asyncio.gather(
+                store.submit_all([Submit(f"c{i}", message("k"), CREATION) for i in range(200)]),
+                *(store.read(f"c{i}") for i in range(100)),
+                *(store.publish(held.lease, {"n": i}) for i in range(100)),
+                *(heart.nodes() for _ in range(20)),
+            )
     assert all(isinstance(one, Accepted) for one in answers[0])
-    assert 1 <= most <= 10, "five to write and tell, two to read, one to listen; the heartbeat's store has at most two"
+    assert 5 <= max(counts) <= 10, (
+        "five to write and tell, two to read, one to listen; the heartbeat's store has at most two"
+    )
+
+
+async def test_the_heartbeat_has_a_connection_that_nothing_else_can_hold_up(server: PostgresServer, stage: Stage):
+    """Every session of the node's store is stuck; its lease is renewed all the same."""
+    held = await _held(stage)
+    store, incarnation, writer = stage.store, held.lease.incarnation, Writer(stage.store, held)
+
+    def everything() -> list[asyncio.Task[Any]]:
+        """As much as all lanes can have under way, and more."""
+        some: list[Awaitable[Any]] = [store.append(writer.batch(note()))]
+        some += [store.submit(Submit(f"c{i}", message("k"), CREATION)) for i in range(20)]
+        some += [store.read(f"c{i}") for i in range(20)] + [store.nodes() for _ in range(5)]
+        some += [store.publish(held.lease, {"n": i}) for i in range(5)]
+        return [asyncio.ensure_future(one) for one in some]
+
+    async with store.follow([Topic(Topic.WANTED)]), AsyncExitStack() as stack:
+        await asyncio.gather(*everything())
+        stuck = [pid for (pid,) in server.ask(OURS)]
+        heart = await stack.enter_async_context(store.sibling())
+        for pid in stuck:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            waiting = everything()
+            for beat in range(3):
+                async with asyncio.timeout(10):
+                    assert await heart.renew(incarnation, beat, f"n{beat}", LONG_S, Load()) == Granted(beat + 1)
+            assert not all(one.done() for one in waiting)
+        finally:
+            for pid in stuck:
+                os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*waiting)
 
 
 async def test_round_trips(stage: Stage, monkeypatch: pytest.MonkeyPatch):

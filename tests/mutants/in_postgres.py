@@ -15,6 +15,14 @@ def opening(which: str) -> Killers:
     return Killers("tests/conformance/test_postgres_opening.py", which)
 
 
+def work(which: str) -> Killers:
+    return Killers("tests/conformance/test_postgres_work.py", which)
+
+
+def hints(which: str) -> Killers:
+    return Killers("tests/conformance/test_postgres_hints.py", which)
+
+
 MANY = Killers("tests/conformance/test_postgres_many.py", "in_a_group_each_is_answered_as_if_it_had_come_alone")
 HELD = Killers("tests/conformance/test_postgres_many.py", "a_group_leaves_alone_the_row_that_somebody_holds")
 SQL = "stores/postgres/sql/functions"
@@ -99,4 +107,52 @@ Mutation("M136", "section 5", "stores/postgres/schema.py", "tables of a later ti
 Mutation("M137", "port 16", f"{SQL}/publish.sql", "a delta is not fenced",
          "c.owner = q.incarnation AND c.epoch = q.epoch AND c.token = q.token THEN", "true THEN",
          postgres("rule_01_a_delta_is_fenced"))
+Mutation("M150", "section 5", "stores/postgres/hints.py", "hints go out without a pause",
+         "            await asyncio.sleep(SLICE_S)\n", "            await asyncio.sleep(0)\n",
+         hints("between_two_tellings_there_is_a_pause"))
+Mutation("M151", "section 5", "stores/postgres/hints.py", "each hint is notified by itself",
+         "            told, self._untold = self._untold, {}\n", "            told = dict([self._untold.popitem()])\n",
+         hints("what_happens_at_one_moment_is_told_in_a_few_transactions"))
+Mutation("M152", "port 14", "stores/postgres/hints.py", "of what happens at one moment the last is told",
+         "            self._untold[name] = (conversation, head)\n", "            self._untold = {name: (conversation, head)}\n",
+         hints("what_happens_at_one_moment_is_told_in_a_few_transactions"))
+Mutation("M153", "port 14", "stores/postgres/hints.py", "a store hears its own hints twice",
+         "        if me == self._me:\n            return\n", "",
+         hints("what_a_store_tells_it_does_not_hear_again"))
+Mutation("M154", "port 14", "stores/postgres/hints.py", "nobody is told that hints were missed",
+         "            if self._lapsed:\n", "            if False:\n",
+         Killers("tests/conformance/test_hints.py", "listening_that_fails_begins_anew_and_says_so and postgres"))
+Mutation("M155", "section 5", f"{SQL}/append.sql", "a write notifies",
+         "        first := c.head + 1;\n", "        first := c.head + 1; PERFORM pg_notify('tenure', q.id);\n",
+         Killers("tests/conformance/test_postgres_outages.py", "no_write_notifies"))
+Mutation("M156", "section 5", "stores/postgres/fitness.py", "a pooler that lends its servers out in turn passes",
+         "return set(seen) == {(seen[0][0], mark)}", "return seen[-1][1] == mark",
+         opening("transaction_pooling_is_refused_with_the_remedy"))
+Mutation("M157", "section 5", "stores/postgres/schema.py", "a migration holds up the release before",
+         "SET LOCAL lock_timeout = '{LOCK_MS}ms'", "SET LOCAL lock_timeout = '50s'",
+         opening("a_migration_gives_way_to_the_release_before"))
+Mutation("M158", "rule 1", f"{SQL}/one.sql", "a lone append does not compare the token",
+         "\n      AND u.token = of_token AND u.number", "\n      AND u.number",
+         postgres("c1_the_token_fences_where_the_epoch_repeats"))
+Mutation("M159", "rule 1", f"{SQL}/one.sql", "a lone append does not compare the epoch",
+         " AND u.epoch = of_epoch\n", "\n",
+         postgres("rule_01_an_append_needs_the_lease_that_is_held"))
+Mutation("M160", "rule 5", f"{SQL}/one.sql", "a lone append passes gaps",
+         "u.number + 1 = of_number", "u.number < of_number",
+         postgres("rule_05_the_next_batch_is_the_last_one_plus_one"))
+Mutation("M161", "rule 5", f"{SQL}/one.sql", "a lone append does not notice a rewound store",
+         " AND u.head >= of_seen\n", "\n",
+         postgres("rule_05_a_rewound_store_is_noticed"))
+Mutation("M162", "C15", f"{SQL}/one.sql", "a lone append waits for a row that somebody holds",
+         "FOR UPDATE SKIP LOCKED;", "FOR UPDATE;", HELD)
+Mutation("M163", "section 5", "stores/postgres/sql/migrations/0001_tables.sql", "a sweep goes through all that is stored",
+         "CREATE INDEX conversations_wanted ON conversations (owner, agent, not_before, created_no) WHERE wanted;\n", "",
+         work("a_sweep_looks_at_what_it_finds_whatever_is_stored"))
+Mutation("M164", "section 5", "stores/postgres/sql/migrations/0001_tables.sql", "a refusal goes through all refusals",
+         "CREATE INDEX refusals_newest ON refusals (conversation, no);\n", "",
+         work("no_operation_goes_through_a_table"))
+Mutation("M165", "C15", f"{SQL}/submit.sql", "a group of messages waits for a row that somebody holds",
+         LOCKED, "SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE;", HELD)
+Mutation("M166", "C15", f"{SQL}/claim.sql", "a group of claims waits for a row that somebody holds",
+         LOCKED, "SELECT * INTO c FROM conversations x WHERE x.id = q.id FOR UPDATE;", HELD)
 # fmt: on

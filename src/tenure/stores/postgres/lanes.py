@@ -40,7 +40,8 @@ BUSY_TRIES = 5
 class Item:
     """One request. With an `operation`, a JSON object for the function of that name, which takes several; else a statement.
 
-    A `plain` one may be asked of the function for many (``sql/functions/many.sql``), which may leave it alone.
+    A `plain` one may be asked of the function for many (``sql/functions/many.sql``), or, if it travels by itself, with the
+    statement `alone` (``sql/functions/one.sql``). Both may leave it alone.
     """
 
     answer: asyncio.Future[Any]
@@ -48,6 +49,7 @@ class Item:
     fields: str = ""
     conversation: str = ""
     plain: bool = False
+    alone: Callable[[], Statement] | None = None
     statement: Statement | None = None
     tries: int = 0
     group: _Company | None = None
@@ -108,7 +110,7 @@ class Links:
 
     async def give(self, link: Link) -> None:
         """It is free again."""
-        if self._closed or not link.usable:
+        if self._closed or link.lost:
             await link.close()
         else:
             self._idle.append(link)
@@ -153,12 +155,20 @@ class Lanes:
 
     # callers
 
-    async def ask(self, operation: str, fields: str, conversation: str, *, plain: bool = False) -> Row:
+    async def ask(
+        self,
+        operation: str,
+        fields: str,
+        conversation: str,
+        *,
+        plain: bool = False,
+        alone: Callable[[], Statement] | None = None,
+    ) -> Row:
         """One request of an operation that takes several: its row of the answer.
 
         :raises StoreUnavailableError: unknown outcome, or nothing was done (the message says so).
         """
-        return await self._do(Item(self._loop.create_future(), operation, fields, conversation, plain))
+        return await self._do(Item(self._loop.create_future(), operation, fields, conversation, plain, alone))
 
     async def run(self, statement: Statement) -> list[Row]:
         """One statement, and its rows. :raises StoreUnavailableError: as :meth:`ask`."""
@@ -274,6 +284,9 @@ class Lanes:
     async def _transact(self, link: Link, group: list[Item], gone: asyncio.Future[None]) -> list[tuple[Item, Any]]:
         """One transaction for all; what it answered to each."""
         patient = self._overflow is None
+        if len(group) == 1 and group[0].plain and group[0].alone is not None and not patient:
+            (found,) = await link.run(group[0].alone(), gone=gone)
+            return [(group[0], found[0] if found else _LEFT_ALONE)]
         batches = _batches(group, MANY if not patient else len(group) + 1)
         statements: list[Statement] = []
         for function, items in batches:
@@ -320,7 +333,7 @@ class Lanes:
 
 
 _LEFT_ALONE = (-1, "left alone")
-"""In place of an answer: the function for many did nothing about it."""
+"""In place of an answer: the function for many, or for one, did nothing about it."""
 
 
 def _batches(group: Sequence[Item], many: int) -> list[Batch]:

@@ -147,6 +147,11 @@ class Link:
             self._connection.prepare_threshold = 0  # each at its first use
 
     @property
+    def lost(self) -> bool:
+        """It is known to be closed."""
+        return self._connection.closed
+
+    @property
     def usable(self) -> bool:
         """It is open, and the server has not said goodbye while nobody listened."""
         if self._connection.closed:
@@ -163,12 +168,13 @@ class Link:
         :raises RejectedError: the server refused one, and undid all. :raises StoreUnavailableError: the outcome is unknown.
         """
         timeout_s = timeout_s or self._address.timeout_s
-        task = asyncio.get_running_loop().create_task(self._run(statements))
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        # A task of its own, as the driver's own way out of a cancellation would first ask the server; it sends at once.
+        task = asyncio.Task(self._run(statements, over), loop=loop, eager_start=True)
         overdue = False
         try:
-            await asyncio.wait(
-                [task, *([gone] if gone else [])], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await _either(over, gone, timeout_s)
             overdue = not task.done()
             if overdue:
                 self._cut()  # the driver's own way out would first ask the server, which may be what does not answer
@@ -186,14 +192,22 @@ class Link:
                 await asyncio.shield(task)
             raise
 
-    async def _run(self, statements: Sequence[Statement]) -> list[list[Row]]:
+    async def _run(self, statements: Sequence[Statement], over: asyncio.Future[None]) -> list[list[Row]]:
+        """`over` is done with it: whoever waits for a task itself wakes up a turn of the loop later."""
+        try:
+            return await self._execute(statements)
+        finally:
+            _end(over)
+
+    async def _execute(self, statements: Sequence[Statement]) -> list[list[Row]]:
         connection = self._connection
         if len(statements) == 1:
             cursors = [await connection.execute(statements[0].sql, statements[0].parameters)]
         else:
             async with connection.pipeline():  # up to its end it is one transaction
                 cursors = [await connection.execute(one.sql, one.parameters) for one in statements]
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        # Not `description`, which makes an object for each column.
+        return [await one.fetchall() if one.pgresult and one.pgresult.nfields else [] for one in cursors]
 
     async def script(self, text: str) -> None:
         """Several statements in one text, without parameters; for migrations.
@@ -229,6 +243,28 @@ class Link:
         """Idempotent."""
         with suppress(psycopg.Error):
             await self._connection.close()
+
+
+async def _either(over: asyncio.Future[None], gone: asyncio.Future[None] | None, timeout_s: float) -> None:
+    """Wait until the first is done, or the other one, or for so long."""
+    late = over.get_loop().call_later(timeout_s, _end, over)
+
+    def end(_: asyncio.Future[None]) -> None:
+        _end(over)
+
+    if gone is not None:
+        gone.add_done_callback(end)
+    try:
+        await over
+    finally:
+        late.cancel()
+        if gone is not None:
+            gone.remove_done_callback(end)
+
+
+def _end(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
 
 
 def _no_connection(address: Address, error: psycopg.Error) -> StoreUnavailableError | StoreUnfitError:

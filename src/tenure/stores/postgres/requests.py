@@ -132,7 +132,15 @@ def is_plain_claim(request: Claim) -> bool:
 
 
 def is_plain_append(fields: Fields) -> bool:
-    return "kind" in fields and not any(name in fields for name in ("large", "settles", "snaps"))
+    return "kind" in fields and fields.keys().isdisjoint(("large", "settles", "snaps"))
+
+
+_OF_A_PLAIN_APPEND = ("id", "incarnation", "epoch", "token", "number", "seen", "digest", "kind", "body", "turn")
+
+
+def values_of(fields: Fields) -> tuple[Json, ...]:
+    """A plain append as the function for one takes it."""
+    return tuple([fields.get(name) for name in _OF_A_PLAIN_APPEND])
 
 
 def _is_plain(one: Draft) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, LiteralString, final
 
 from tenure.abc import Accepted, Amended, Appended, Deleted, Held, ReleasedNow, Sealed, Sent, Topic
@@ -51,6 +52,9 @@ _GROUPS: Final[dict[str, LiteralString]] = {
     "claim": f"SELECT {_COLUMNS} FROM claim(%s::json, %s::float8[], %s)",
     "publish": f"SELECT {_COLUMNS} FROM publish(%s::json, %s::float8[], %s, %s)",
 }
+_APPEND_ONE: Final = (
+    f"SELECT {_COLUMNS} FROM append_one(%s, %s, %s::bigint, %s, %s::bigint, %s::bigint, %s, %s, %s, %s, %s::float8[])"
+)
 _DELETE: Final = f"SELECT {_COLUMNS} FROM delete_conversation(%s, %s::float8[], %s)"
 _AMEND: Final = f"SELECT {_COLUMNS} FROM amend(%s, %s::float8[], %s, %s::json)"
 _SEAL: Final = f"SELECT {_COLUMNS} FROM seal(%s, %s::float8[], %s, %s, %s)"
@@ -116,11 +120,16 @@ class Writes:
     async def append(self, request: Append) -> AppendResult:
         fields = requests.append_fields(request, self._limits)
         conversation, plain = request.lease.conversation, requests.is_plain_append(fields)
-        row = await self._swift.ask("append", json_text(fields), conversation, plain=plain)
+        text = json_text(fields)
+        alone = partial(self._append_one, fields) if plain else None
+        row = await self._swift.ask("append", text, conversation, plain=plain, alone=alone)
         result = answers.appended_of(row)
         if isinstance(result, Appended):
             self._moved(conversation, result.head, request.lease.incarnation if row[3] else None)
         return result
+
+    def _append_one(self, fields: requests.Fields) -> Statement:
+        return Statement(_APPEND_ONE, (*requests.values_of(fields), self._clock()))
 
     async def release(self, request: Release) -> ReleaseResult:
         fields = json_text(requests.release_fields(request, self._limits))
