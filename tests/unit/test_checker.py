@@ -38,6 +38,7 @@ from tenure.testing.checker import Guarantee, check, main
 from tenure.testing.history import (
     Attempt,
     Burial,
+    Death,
     Effect,
     Entry,
     Excuse,
@@ -500,6 +501,67 @@ def test_a_late_copy_of_a_refused_submission_may_be_accepted():
     assert found(history) == set()
 
 
+# --- how long a takeover took -----------------------------------------------------------------------------------------
+
+
+def late(history: History, within_s: float) -> list[str]:
+    return [v.what for v in check(history, within_s) if v.guarantee is Guarantee.TAKEOVER]
+
+
+def with_death(at: float) -> History:
+    history = sound()
+    history.entries.insert(0, Death("i1", at))
+    return history
+
+
+def test_a_takeover_of_an_open_turn_is_judged_from_the_burial_or_the_death_that_was_recorded():
+    assert late(sound(), 0.5) == []
+    assert late(sound(), 0.4) == ["epoch 2 was granted 0.500 s after i1 had died with work left"]
+    assert late(with_death(3.5), 2.0) == []
+    assert late(with_death(3.5), 1.9) == ["epoch 2 was granted 2.000 s after i1 had died with work left"]
+    assert check(with_death(3.5)) == [], "not judged without a bound"
+
+
+def test_a_takeover_after_a_lossy_fail_over_is_not_judged():
+    history = sound()
+    history.entries.insert(0, Excuse("rewound", 0.0))
+    assert late(history, 0.0) == []
+
+
+def idle_when_its_owner_died(recorded: bool) -> History:
+    """The turn is over before the death at 5.0; a message comes at 60.0, and its claim at 60.2."""
+    w = Writer()
+    w.event(None, Created("sim"))
+    first = w.command("message", "k1")  # 2
+    w.event(1, claimed(N1, "i1"))
+    w.event(1, LoopStarted("sim"))
+    w.event(1, TurnStarted((first,)), "t2")
+    w.event(1, TurnCompleted((first,)), "t2")
+    second = w.command("message", "k2")  # 7
+    w.event(2, claimed(N2, "i2", "i1"))
+    w.event(2, LoopStarted("sim"))
+    w.event(2, TurnStarted((second,)), "t7")
+    w.event(2, TurnCompleted((second,)), "t7")
+    asked = [Attempt("a", "c1", "message", "k2", 60.0, 60.1, "accepted", seq=7)] if recorded else []
+    return History(
+        [
+            Grant("c1", 1, "x1", "i1", N1, None, False, 1.0),
+            Burial("i1", "expired", 5.0),
+            *asked,
+            Grant("c1", 2, "x2", "i2", N2, "i1", False, 60.25),
+            Journal("c1", tuple(w.events), epoch=2, owner="i2"),
+        ]
+    )
+
+
+def test_work_that_came_after_the_death_is_waited_for_from_then_on():
+    assert late(idle_when_its_owner_died(recorded=True), 0.25) == []
+    assert late(idle_when_its_owner_died(recorded=True), 0.2) == [
+        "epoch 2 was granted 0.250 s after i1 had died with work left"
+    ]
+    assert late(idle_when_its_owner_died(recorded=False), 0.0) == [], "nobody recorded when it was asked for"
+
+
 # --- as a program -------------------------------------------------------------------------------------------------------
 
 
@@ -518,7 +580,17 @@ def test_the_program_refuses_what_is_no_history(tmp_path: Path, capsys: pytest.C
     assert main([str(file)]) == 2
     assert "line 1" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 2
-    assert main([]) == 2
+    for arguments in ([], ["--takeover-s", "1"], ["--takeover-s", "soon", str(file)], ["--takeover", "1", str(file)]):
+        assert main(arguments) == 2
+        assert "usage" in capsys.readouterr().err
+
+
+def test_the_program_takes_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "history.jsonl"
+    file.write_text("\n".join(with_death(3.5).lines()))
+    assert main(["--takeover-s", "2", str(file)]) == 0
+    assert main(["--takeover-s", "1.5", str(file)]) == 1
+    assert "G6 takeover: c1: epoch 2 was granted 2.000 s after" in capsys.readouterr().out
 
 
 @pytest.mark.blocking_ok  # a program of its own

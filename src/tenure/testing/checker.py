@@ -6,7 +6,8 @@ promise from the entries that it needs, so a history with journals and effects a
 ``python -m tenure.testing.checker FILE`` reads a history of JSON lines (``-`` for standard input), prints what it finds
 and exits with 1 if there is anything.
 
-What it does not judge: how long a takeover took (measure that), and anything about a moment between two entries.
+How long a takeover may take depends on the ttl and on what else went wrong meanwhile: it is judged by the bound that is given
+(``--takeover-s``), and not without one. What it never judges: anything about a moment between two entries.
 After a fail-over that lost acknowledged writes G4 and G7 are not promised and not judged; who may write still is.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, final
@@ -40,6 +41,7 @@ from tenure.journal import (
 from tenure.testing.history import (
     Attempt,
     Burial,
+    Death,
     Effect,
     Excuse,
     Forgotten,
@@ -100,14 +102,15 @@ class Violation:
         return "\n".join(lines)
 
 
-def check(history: History) -> list[Violation]:
-    """Everything that is wrong, in the order of the guarantees."""
+def check(history: History, takeover_s: float | None = None) -> list[Violation]:
+    """Everything that is wrong, in the order of the guarantees. `takeover_s`: within what work is to be taken over."""
     return [
         *one_owner(history),
         *one_writer(history),
         *idempotent_start(history),
         *accepted_is_kept(history),
         *settled(history),
+        *(() if takeover_s is None else taken_over(history, takeover_s)),
         *fail_safe_start(history),
         *known_fate(history),
         *always_readable(history),
@@ -319,6 +322,42 @@ def _settled_twice(history: History) -> Iterator[Violation]:
             if times > 1:
                 what = f"command {seq} was settled {times} times"
                 yield Violation(Guarantee.ACCEPTED_IS_KEPT, journal.conversation, what)
+
+
+def taken_over(history: History, within_s: float) -> Iterator[Violation]:
+    """Whoever died with work left was succeeded in time: from the first that says so, or from the first attempt to give it
+    work if that came later, to the grant. Work without a beginning that was recorded is not judged."""
+    if history.excused("store-clock") or history.excused("rewound"):
+        return
+    died: dict[str, float] = {}
+    for entry in history.entries:
+        if isinstance(entry, Death | Burial):
+            died[entry.incarnation] = min(entry.at, died.get(entry.incarnation, entry.at))
+    asked: dict[tuple[str, str], float] = {}
+    for attempt in history.of(Attempt):
+        one = (attempt.conversation, attempt.key)
+        asked[one] = min(attempt.started, asked.get(one, attempt.started))
+    journals = {journal.conversation: journal for journal in history.of(Journal)}
+    for grant in history.of(Grant):
+        at, journal = died.get(grant.previous or ""), journals.get(grant.conversation)
+        if at is None or journal is None:
+            continue
+        since = _work_since(journal, grant.epoch, asked)
+        if since is not None and (took := grant.at - max(at, since)) > within_s:
+            what = f"epoch {grant.epoch} was granted {took:.3f} s after {grant.previous} had died with work left"
+            yield Violation(Guarantee.TAKEOVER, grant.conversation, what, (repr(grant),))
+
+
+def _work_since(journal: Journal, epoch: int, asked: dict[tuple[str, str], float]) -> float | None:
+    """Since when there was work when this epoch was claimed: an open turn began before its owner died."""
+    claim = next((e for e in journal.events if e.kind == Claimed.kind and e.epoch == epoch), None)
+    state = None if claim is None else _folded(replace(journal, events=journal.events[: claim.seq - 1]))
+    if state is None or not state.runnable:
+        return None
+    if state.turn is not None and not state.turn.waiting:
+        return float("-inf")
+    times = (asked.get((journal.conversation, command.key or "")) for command in state.pending.values())
+    return min((time for time in times if time is not None), default=None)
 
 
 # --- G5, G7, G8 -----------------------------------------------------------------------------------------------------
@@ -539,20 +578,36 @@ def _all(effects: Sequence[Effect]) -> tuple[str, ...]:
 
 def main(arguments: list[str]) -> int:
     """Judge a file: 0 when nothing is wrong, 1 when something is, 2 when it is no history."""
-    if len(arguments) != 1 or arguments[0].startswith("--"):
-        sys.stderr.write("usage: python -m tenure.testing.checker FILE (JSON lines; - for standard input)\n")
+    try:
+        takeover_s, file = _asked(arguments)
+    except ValueError:
+        usage = (
+            "usage: python -m tenure.testing.checker [--takeover-s SECONDS] FILE (JSON lines; - for standard input)\n"
+        )
+        sys.stderr.write(usage)
         return 2
     try:
-        text = sys.stdin.read() if arguments[0] == "-" else Path(arguments[0]).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         history = History.parse(text.splitlines())
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    violations = check(history)
+    violations = check(history, takeover_s)
     for violation in violations:
         sys.stdout.write(f"{violation}\n")
     sys.stdout.write(f"{len(history.entries)} entries, {len(violations)} violations\n")
     return 1 if violations else 0
+
+
+def _asked(arguments: list[str]) -> tuple[float | None, str]:
+    """The bound, and the file. :raises ValueError: neither."""
+    match arguments:
+        case [str(file)] if not file.startswith("--"):
+            return None, file
+        case ["--takeover-s", str(seconds), str(file)] if not file.startswith("--"):
+            return float(seconds), file
+        case _:
+            raise ValueError
 
 
 if __name__ == "__main__":

@@ -105,6 +105,16 @@ class Burial:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Death:
+    """The process of an incarnation ended, or could act no more, as whoever did it to it knows: before any burial."""
+
+    type: ClassVar[str] = "death"
+    incarnation: str
+    at: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Span:
     """A live loop in a process, from its opening to its end; a null end: it was never seen to end."""
 
@@ -225,6 +235,7 @@ type Entry = (
     | Grant
     | Write
     | Burial
+    | Death
     | Span
     | Effect
     | Frozen
