@@ -23,6 +23,7 @@ from tenure.testing.provider import Fail, FaultyProvider, Hang, Machine
 from tenure.testing.sandboxes import SandboxService
 
 SPEC = RuntimeSpec("s.c.e1", "s.c", "c")
+TOKEN = "token-of-the-node-0123"
 
 
 def quiet(step: str) -> None:
@@ -204,6 +205,18 @@ async def test_a_careless_service_cannot_give_a_credential_away():
     with pytest.raises(RuntimeFailure) as failed:
         await saying(422, {"reason": "bad value 'hunter2'"}).configure(runtime, {"A": "hunter2"})
     assert "hunter2" not in str(failed.value) and "***" in str(failed.value)
+
+
+async def test_a_careless_service_cannot_give_the_nodes_token_away():
+    """No conversation knows it, so no mask over a journal would find it."""
+    encoded = base64.b64encode(b"x" + TOKEN.encode()).decode()
+    for reason in (f"no right for Bearer {TOKEN}", f"no right for {encoded}"):
+        content = json.dumps({"reason": reason, "step": reason}).encode()
+        service = httpx.MockTransport(lambda _, content=content: httpx.Response(403, content=content))
+        with pytest.raises(RuntimeFailure) as failed:
+            await HttpProvider("http://x", token=TOKEN, transport=service).provision(SPEC, quiet)
+        assert "no right for" in failed.value.reason
+        assert TOKEN not in repr(failed.value) + failed.value.step and encoded[4:-4] not in repr(failed.value)
 
 
 async def test_a_services_reason_is_whole_or_not_given():

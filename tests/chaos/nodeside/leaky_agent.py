@@ -9,7 +9,7 @@ import logging
 import urllib.parse
 from pathlib import Path
 
-NAMES = ("FROM_ENV", "FROM_FILE", "FROM_VAULT", "MADE")
+NAMES = ("FROM_ENV", "FROM_FILE", "FROM_VAULT", "MADE", "BY_URL")
 log = logging.getLogger("tenure.leaky")
 
 
@@ -49,7 +49,13 @@ async def forgotten(values: list[str]) -> None:
     raise RuntimeError(f"nobody awaits me {values}")
 
 
+LINGER = "touch it-runs; while [ ! -e go-on ]; do sleep 0.05; done"
+
+
 async def agent(turn):
+    if turn.messages[-1].text == "linger":
+        await turn.call("linger", turn.runtime.run, LINGER)
+        return
     values = list((await secrets_of(turn)).values())
     forms = [form for value in values for form in all_forms(value)]
     log_everything(forms)

@@ -12,6 +12,7 @@ import httpx
 
 from tenure.abc import RuntimeFailure
 from tenure.errors import InvalidInputError
+from tenure.vault import Mask, Secret
 
 if TYPE_CHECKING:
     import random
@@ -41,9 +42,11 @@ class Answer:
 
     status: int
     body: bytes
+    token: Mask
+    """Hides what this node shows to the service: no conversation knows it, so nobody else would mask it."""
 
     def json(self) -> dict[str, Any]:
-        """The body as an object.
+        """The body as an object; its words to people without the node's token.
 
         :raises RuntimeFailure: it is none.
         """
@@ -53,7 +56,8 @@ class Answer:
             found = None
         if not isinstance(found, dict):
             raise RuntimeFailure(f"the service answered {self.status} without a JSON object", step="service")
-        return cast("dict[str, Any]", found)
+        about = cast("dict[str, Any]", found)
+        return about | {name: self.token.json(about[name]) for name in ("reason", "step") if name in about}
 
 
 @final
@@ -72,6 +76,7 @@ class Service:
         self._url = url.rstrip("/")
         self._rng = rng
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = Mask([Secret(token)] if token else [])
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         secure = self._url.startswith("https:")  # reading certificates takes its time
         self._http = httpx.AsyncClient(
@@ -122,7 +127,7 @@ class Service:
                 if response.is_success and len(found) > most:
                     raise InvalidInputError("path", f"has more than {most} bytes", "read a part of it with a command")
                 del found[max(most, REASON_CHARS * 8) + 1 :]
-            return Answer(response.status_code, bytes(found))
+            return Answer(response.status_code, bytes(found), self._token)
 
     async def close(self) -> None:
         await self._http.aclose()
