@@ -487,8 +487,10 @@ async def provision(tenure: Tenure) -> Runtime:
                 await means.provider.discard(retired)
             tenure.step = "provision"
             runtime = await means.provider.provision(spec, lambda step: setattr(tenure, "step", step))
+        tenure.step = "credentials"
+        credentials = await tenure.credentials.resolve()
         tenure.step = "configure"
-        await means.provider.configure(runtime, await tenure.credentials.resolve())
+        await means.provider.configure(runtime, credentials)
     tenure.runtime = runtime
     tenure.telling.provisioned(outcome, began)
     return runtime
