@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SHARED = {"test_blocked", "test_canaries", "test_rolling", "test_serve", "test_witness"}
+SHARED = {"test_blocked", "test_canaries", "test_rolling", "test_runtimes", "test_serve", "test_witness"}
 """Files whose tests the stores share, but for `make chaos`."""
 CUT_BY_A_FAULT = r"ignore:Exception ignored in. <function _SelectorTransport:pytest.PytestUnraisableExceptionWarning"
 sys.path[:0] = [str(HERE), str(HERE / "nodeside")]

@@ -2,9 +2,7 @@
 
 import asyncio
 import base64
-import contextlib
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from tenure.abc import Ran, RuntimeFailure, RuntimeSpec
 from tenure.errors import InvalidInputError
@@ -20,7 +17,7 @@ from tenure.runtimes import open_provider
 from tenure.runtimes.http import HttpProvider
 from tenure.runtimes.process import ProcessProvider
 from tenure.testing.provider import Fail, FaultyProvider, Hang, Machine
-from tenure.testing.sandboxes import SandboxService
+from tenure.testing.sandboxes import SandboxService, serving
 
 SPEC = RuntimeSpec("s.c.e1", "s.c", "c")
 TOKEN = "token-of-the-node-0123"
@@ -257,20 +254,6 @@ async def test_a_url_with_options(tmp_path: Path):
     provider = open_provider("https://host/api?call_s=2&timeout_s=60", root=tmp_path, token="t")
     assert (provider.kind, provider.outlives_node) == ("http", True)
     await provider.close()
-
-
-@contextlib.asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False))
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
 
 
 async def test_over_a_real_socket_a_command_may_take_longer_than_a_request(tmp_path: Path):

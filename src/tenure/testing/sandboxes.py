@@ -1,8 +1,8 @@
 """The reference sandbox service: ``docs/extending/http-runtimes.md`` as an ASGI app, over any provider of runtimes.
 
 The service has a life of its own, so its runtimes outlive the nodes that ask for them. In tests a provider reaches it
-without sockets: ``HttpProvider("http://sandboxes", transport=httpx.ASGITransport(service))``. Not for production: it has
-no limits of its own.
+without sockets: ``HttpProvider("http://sandboxes", transport=httpx.ASGITransport(service))``; over one, other processes do:
+``async with serving(service) as url``. Not for production: it has no limits of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
@@ -19,7 +20,7 @@ from tenure.abc import RuntimeFailure, RuntimeSpec
 from tenure.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 
     from tenure.abc import Ran, Runtime, RuntimeProvider
 
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
 
 HOLD_S = 10.0
 """How long a request that waits for the end of a run is held at most, whatever its caller asks for."""
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncGenerator[str]:
+    """Serve it on a port of this machine, in this event loop; its URL."""
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+    listener.close()
 
 
 class Refusal(Exception):

@@ -8,6 +8,7 @@ Only conversations whose id begins with ``crash`` are meant.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -88,6 +89,9 @@ async def agent(turn):
             ctypes.PyDLL(None).usleep(int(order["hold_gil_s"] * 1e6))  # and this stops every thread
         if "hog_mib" in order:
             bytearray(int(order["hog_mib"]) << 20)  # MemoryError where the process has a limit
+        if "run" in order:
+            with contextlib.suppress(tenure.CallInterrupted):
+                await turn.call("run", turn.runtime.run, order["run"])
         try:
             worked = await turn.call("work", work, message.text, turn.conversation_id)
         except tenure.CallInterrupted:
