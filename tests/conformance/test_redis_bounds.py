@@ -1,6 +1,7 @@
 """Where answers are put together from pieces, and what is bounded: nothing is lost or shown twice at a seam."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -10,6 +11,7 @@ import redis_servers
 
 from tenure.abc import Appended, Death, Filters, Held, Hint, Reading, Sent, Snapshot, Submit, Topic
 from tenure.errors import InvalidInputError
+from tenure.journal import Event
 from tenure.lease import Epoch
 from tenure.stores.redis import hints, link, reading, writing
 from tenure.stores.redis.hints import Follower
@@ -294,3 +296,39 @@ async def test_a_look_is_at_each_partition_once_and_at_none_that_is_empty(counte
         assert partitions == 64
         assert calls["zlexcount"] == 64 * len(agents)
         assert sum(calls.values()) <= 64 * (2 + len(agents)) + 2 + 2, "however much is wanted"
+
+
+async def test_what_rests_takes_what_it_holds(server: RedisServer, stage: Stage, prefix: str):
+    """A stream makes room for 4 KB at once: a million conversations at rest would take 4 GB for nothing."""
+
+    async def stored(writer: Writer) -> tuple[int, list[Event]]:
+        """The bytes of a conversation at rest, all of its keys together, and its journal."""
+        conversation = writer.lease.conversation
+        await writer.release()
+        keys = server.told("KEYS", f"{prefix}:*:{conversation}:*")
+        return sum(server.told("MEMORY", "USAGE", key.decode()) for key in keys), await stage.journal(conversation)
+
+    short, long = await stage.owned(), await stage.owned()
+    for _ in range(101):
+        await long.append(note())
+    before = Counter(server.calls())
+    taken, journal = await stored(short)
+    assert taken < 2000
+    assert [event.kind for event in journal] == ["created", "claimed", "released"]
+    assert Counter(server.calls()) - before >= Counter(restore=1)
+    before = Counter(server.calls())
+    _, journal = await stored(long)
+    assert len(journal) == 104
+    assert "restore" not in Counter(server.calls()) - before, "work without end is not worth it"
+    again = await stage.claim(short.lease.conversation, await stage.node(ttl_s=60))
+    await again.append(note())
+    assert (await stage.journal(short.lease.conversation))[-1].kind == "note"
+
+
+async def test_who_may_not_restore_keeps_a_journal_as_it_is(server: RedisServer, prefix: str):
+    server.told("ACL", "SETUSER", "frugal", "reset", "on", ">x", "~*", "&*", "+@all", "-restore", "-dump")
+    url = server.url(prefix=prefix).replace("redis://", "redis://frugal:x@")
+    async with redis_servers.stage_on(url) as stage:
+        writer = await stage.owned()
+        await writer.release()
+        assert (await stage.kinds(writer.lease.conversation)) == ["created", "claimed", "released"]

@@ -22,8 +22,9 @@ from tenure.errors import (
     OwnershipLostError,
 )
 from tenure.journal import CallFinished, CallRestarted, CallStarted
-from tenure.loops.function import FunctionLoop
+from tenure.loops.function import HISTORY_KEPT_S, FunctionLoop
 from tenure.loops.function.turn import ARGUMENTS_LIMIT, ERROR_CHARS, FunctionTurn
+from tenure.testing.simloop import SimLoop, simulate
 
 Agent = Callable[[FunctionTurn], Any]
 
@@ -116,6 +117,30 @@ async def test_history_is_the_journal_before_this_turn_and_is_read_once():
     assert kept[1][-1].seq == starts[1] - 1 and [e.seq for e in kept[1][1:3]] == [2, 3]
     with pytest.raises(IndexError):
         kept[0][starts[0]]
+
+
+def test_a_slow_talk_keeps_no_history_and_reads_it_anew():
+    seen: list[list[int]] = []
+
+    async def agent(turn: FunctionTurn) -> None:
+        seen.append([e.seq for e in turn.history])
+
+    async def talk(_: SimLoop) -> None:
+        conversation = Conversation()
+        for n in range(3):
+            conversation.message(str(n))
+        conversation.claim()
+        async with FunctionLoop(agent).open(FakePlace(conversation)) as live:
+            await conversation.turn(live)
+            await asyncio.sleep(HISTORY_KEPT_S - 1)
+            await conversation.turn(live)  # somebody was quick: it counts anew from here
+            await asyncio.sleep(HISTORY_KEPT_S + 1)
+            await conversation.turn(live)
+        starts = [e.seq for e in conversation.events if e.kind == "turn_started"]
+        assert seen == [list(range(1, start)) for start in starts]
+        assert conversation.reads == [0, starts[0] - 1, 0]
+
+    simulate(talk, 600.0)
 
 
 async def test_a_call_is_journaled_before_it_runs_and_after():

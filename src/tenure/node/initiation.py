@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, assert_never, final
 
@@ -64,8 +64,9 @@ from tenure.node.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from tenure.abc import AgentLoop, Runtime
+    from tenure.abc import AgentLoop, LiveLoop, Runtime
     from tenure.abc import Claimed as ClaimResult
     from tenure.clock import Deadline
     from tenure.conversation import Record, Status
@@ -531,11 +532,13 @@ def _spec(tenure: Tenure, name: str) -> RuntimeSpec:
 async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
     """Open the loop, say so, and serve until there is a reason to let go."""
     tenure.state, tenure.step = TenureState.STARTING, "loop"
-    opened = AsyncExitStack()
+    opened: AbstractAsyncContextManager[LiveLoop] | None = None
     try:
         async with _bounded(tenure):
             await agent.ready()
-            live = await opened.enter_async_context(agent.open(LivePlace(tenure)))
+            opening = agent.open(LivePlace(tenure))
+            live = await opening.__aenter__()
+            opened = opening
         attached = tenure.fold.runtime_ready
         told = RuntimeAttached(runtime.name) if attached else RuntimeReady(runtime.name, tenure.means.provider.detail)
         await tenure.append([draft(told), draft(LoopStarted(tenure.record.agent))])
@@ -545,10 +548,11 @@ async def start(tenure: Tenure, agent: AgentLoop, runtime: Runtime) -> Reason:
         tenure.ready.set_result(True)
         return await Turns(tenure, agent, live).run()
     finally:
-        await _close(tenure, opened)
+        if opened is not None:
+            await _close(tenure, opened)
 
 
-async def _close(tenure: Tenure, opened: AsyncExitStack) -> None:
+async def _close(tenure: Tenure, opened: AbstractAsyncContextManager[LiveLoop]) -> None:
     """What a loop does at its end is bounded, and no failure of the start: its work stands in the journal."""
     try:
         async with asyncio.timeout(CLOSE_S):

@@ -19,6 +19,7 @@ from tenure.conversation import Status
 from tenure.errors import StoreError
 from tenure.facts import DeltaDropped, to_log
 from tenure.journal import StartFailed, read_body
+from tenure.node.bell import Bell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ class Progress:
         self._lease = lease
         self._step = "claimed"
         self._since = means.clock.now()
-        self._moved = asyncio.Event()
+        self._moved = Bell()
         self._over = False
         self._alarm: asyncio.TimerHandle | None = None
         self._shown = 0

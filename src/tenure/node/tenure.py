@@ -43,6 +43,7 @@ from tenure.journal import (
 )
 from tenure.lease import TenureState
 from tenure.node.activity import Activity
+from tenure.node.bell import Bell
 from tenure.node.credentials import Credentials
 from tenure.node.pace import Pace
 from tenure.node.progress import Progress
@@ -118,6 +119,12 @@ class Means:
 class Tenure:
     """A held conversation: its lease, its fold, and the one door to its journal."""
 
+    __slots__ = (  # a node holds thousands, and a dictionary of so many names takes five times as much
+        "_door", "_heard", "_kept", "_loss", "_number", "_secrets", "_snapshot_seq", "agent_status", "credentials", "deltas", "exclusive",
+        "fold", "handing_over", "lease", "leaving", "loop_state", "mask", "means", "over", "paced", "poked", "predecessors", "progress",
+        "ready", "record", "restarts", "runtime", "state", "strays", "telling", "work",
+    )  # fmt: skip
+
     def __init__(self, means: Means, lease: Lease, record: Record) -> None:
         self.means = means
         self.lease = lease
@@ -136,9 +143,9 @@ class Tenure:
         self.ready.add_done_callback(_retrieve)
         self.deltas: Sized = ()
         """What its live loop said and nobody published yet."""
-        self.poked = asyncio.Event()
+        self.poked = Bell()
         """Something may have come: look at the journal."""
-        self.over = asyncio.Event()
+        self.over = Bell()
         """Released or lost."""
         self.restarts = False
         """It was stopped, or had failed for good, when it was claimed, and whoever asked for it wants it to run."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SETTINGS_LIMIT: Final = 256 << 10
 """Settings of a conversation have at most so many bytes of JSON."""
+HISTORY_KEPT_S: Final = 30.0
+"""So long after a turn its history is kept for the next one: a quick talk reads nothing twice, a slow one keeps no memory."""
 
 type Check = Callable[[JsonObject], JsonObject]
 
@@ -63,7 +65,11 @@ class FunctionLoop(AgentLoop):
 
     @asynccontextmanager
     async def open(self, place: Place) -> AsyncGenerator[LiveLoop]:
-        yield LiveFunction(self.agent, self._call_timeout_s)
+        live = LiveFunction(self.agent, self._call_timeout_s)
+        try:
+            yield live
+        finally:
+            live.forget()
 
 
 @final
@@ -74,8 +80,24 @@ class LiveFunction:
         self._agent = agent
         self._call_timeout_s = call_timeout_s
         self._history: list[Event] = []
+        self._forgetting: asyncio.TimerHandle | None = None
 
     async def turn(self, turn: Turn) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        try:
+            await self._turn(turn)
+        finally:
+            self._forgetting = asyncio.get_running_loop().call_later(HISTORY_KEPT_S, self.forget)
+
+    def forget(self) -> None:
+        """Keep no history: nobody talks with it just now, and the next turn reads it anew."""
+        self._history = []
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+
+    async def _turn(self, turn: Turn) -> None:
         seen = self._history[-1].seq if self._history else 0
         self._history.extend(await turn.history(seen))
         mine = FunctionTurn(turn, History(self._history), call_timeout_s=self._call_timeout_s)

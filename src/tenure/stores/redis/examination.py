@@ -64,7 +64,8 @@ async def _permissions(servers: Servers, endpoint: Endpoint) -> Finding:
 def _harmless(key: str, channel: str) -> list[Command]:
     """The commands that the store or its scripts call, on a key that is not there, in forms that leave nothing behind.
 
-    HSETNX and LPUSH have no such form: opening the store calls the one, a refused write the other.
+    HSETNX and LPUSH have no such form: opening the store calls the one, a refused write the other. DUMP and RESTORE save memory, and
+    who may not call them does without.
     """
     return [
         ("HSET", key, "field", "value", "one too many"), ("PUBLISH", channel, ""),
@@ -74,7 +75,7 @@ def _harmless(key: str, channel: str) -> list[Command]:
         ("ZADD", key, "XX", 1, "member"), ("ZINCRBY", key, "no number", "member"), ("ZCARD", key), ("ZSCORE", key, "member"),
         ("ZRANGE", key, 0, 0), ("ZRANGEBYLEX", key, "-", "+"), ("ZRANGEBYSCORE", key, 0, 0), ("ZREVRANGEBYSCORE", key, 0, 0),
         ("ZLEXCOUNT", key, "-", "+"), ("ZREM", key, "member"), ("ZREMRANGEBYSCORE", key, 0, 0),
-        ("XADD", key, "NOMKSTREAM", "*", "field", "value"), ("XRANGE", key, "-", "+"), ("XREVRANGE", key, "+", "-"),
+        ("XADD", key, "NOMKSTREAM", "*", "field", "value"), ("XRANGE", key, "-", "+"), ("XREVRANGE", key, "+", "-"), ("XLEN", key),
     ]  # fmt: skip
 
 

@@ -28,6 +28,8 @@ local batch = {
   turn_ended = turn_ended, started = started, stopped = stopped, failed = failed, agent_status = agent_status,
 }
 
+local SHORT = 100 -- entries
+
 local function is_repeated(record)
   return not record.owner and record.deleted == 0
     and int(record.epoch) == epoch and record.epoch == record.released_epoch
@@ -40,6 +42,7 @@ local function let_go(before, after, now, at)
   if not try_write(journal, before.epoch, after.head, epoch, 'released', at, body, '{}', '') then return false end
   after.owner, after.owner_node, after.owner_address, after.owner_since = false, false, false, 0
   after.token, after.started, after.updated_at = false, 0, at
+  after.digest, after.result = false, false
   if failed_start == '1' then after.failures = after.failures + 1 end
   after.released_epoch, after.released_token, after.released_digest = before.epoch, token, digest
   after.not_before = 0
@@ -47,6 +50,14 @@ local function let_go(before, after, now, at)
     after.not_before = math.max(now + tonumber(retry_in), 0)
   end
   return true
+end
+
+-- A stream makes room for 4 KB at once, and whoever rests may rest for years: written anew it takes what it holds. Of a longer one
+-- that would be work without end for little; and a user who may not restore keeps it as it is.
+local function tighten(stream)
+  if redis.call('XLEN', stream) > SHORT then return end
+  local whole = redis.pcall('DUMP', stream)
+  if type(whole) == 'string' then redis.pcall('RESTORE', stream, 0, whole, 'REPLACE') end
 end
 
 local before = load(lock)
@@ -64,4 +75,5 @@ keep_snapshot(snapshot, snapshot_seq, fold, loop)
 save(lock, { wanted = wanted, owners = owners, named = named }, before, after)
 tell_moved(channel, after)
 tell_wanted(channel, after)
+if after.wanted ~= 1 then tighten(journal) end
 return { 'released', int(after.wanted), int(after.head), '0' }
