@@ -306,17 +306,22 @@ async def play(url: str, folder: Path, only: list[str]) -> int:
         try:
             async with yard.store:
                 await yard.ready()
-                whole = await _window(yard, WHOLE, None)
-                appends = yard.appends(f"first-{WHOLE}")
-                inside = [f"{when}:{number}" for number in range(1, appends + 1) for when in ("before", "after")]
-                fates = only or [*inside, *OUTSIDE]
-                for fate in fates:
-                    await _window(yard, fate, whole)
-                return len(fates)
+                return await windows(yard, only)
         finally:
             yard.nursery.kill()
             for pid in yard.nodes:
                 yard.signal(pid, signal.SIGKILL)
+
+
+async def windows(yard: Yard, only: list[str]) -> int:
+    """Every window, or only those, on a yard that is ready; how many there were."""
+    whole = await _window(yard, WHOLE, None)
+    appends = yard.appends(f"first-{WHOLE}")
+    inside = [f"{when}:{number}" for number in range(1, appends + 1) for when in ("before", "after")]
+    fates = only or [*inside, *OUTSIDE]
+    for fate in fates:
+        await _window(yard, fate, whole)
+    return len(fates)
 
 
 async def _window(yard: Yard, fate: str, whole: Said | None) -> Said:

@@ -13,7 +13,9 @@ The run must return normally; each journaled event must have come to the client'
 ``running``; no reply may be anything but a success or a temporary failure, no socket be closed for good; and the key of the
 model, which the client sends in clear, stands in no file: not the store's, no log.
 
-    .venv/bin/python tests/chaos/client_crashes.py [--only freeze]
+    .venv/bin/python tests/chaos/client_crashes.py [--only freeze] [--window after:3]
+
+``--window`` plays windows of ``agent_crashes`` first, in the same processes: importing the SDK costs more than the window does.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ os.environ |= {"LOG_AUTO_CONFIG": "false"}
 import httpx  # noqa: E402
 import openhands_tools  # noqa: E402, F401 - the client must know what its agent's tools say
 import uvicorn  # noqa: E402
-from agent_crashes import Yard  # noqa: E402
+from agent_crashes import Yard, windows  # noqa: E402
 from openhands.sdk import LLM, Agent, Tool  # noqa: E402
 from openhands.sdk.conversation.impl.remote_conversation import RemoteConversation  # noqa: E402
 from openhands.sdk.workspace import RemoteWorkspace  # noqa: E402
@@ -216,7 +218,7 @@ async def _serving(proxy: RoundRobin) -> AsyncIterator[str]:
         listener.close()
 
 
-async def main(fates: tuple[str, ...]) -> int:
+async def main(fates: tuple[str, ...], first: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tenure-clients-"))
     failed = 0
     async with ModelServer({}) as model:
@@ -224,6 +226,8 @@ async def main(fates: tuple[str, ...]) -> int:
         try:
             await yard.ready()
             async with yard.store:
+                if first:
+                    await windows(yard, first)
                 for fate in fates:
                     trial = Trial(yard, fate)
                     try:
@@ -243,5 +247,6 @@ async def main(fates: tuple[str, ...]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=FATES)
-    chosen = parser.parse_args().only
-    sys.exit(asyncio.run(main((chosen,) if chosen else FATES)))
+    parser.add_argument("--window", action="append", default=[], help="one of agent_crashes; may be repeated")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(main((given.only,) if given.only else FATES, given.window)))

@@ -1,6 +1,10 @@
 """The scripted model: what it says follows from the conversation alone, in every form that a client may ask for."""
 
+import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,7 +39,18 @@ def test_the_reply_follows_from_the_conversation(messages: Any, text: str):
     assert choose(SCRIPTS, messages)["text"] == text
 
 
-@pytest.mark.parametrize("bad", [[], {"a": {}}, {"a": [{}]}, {"a": [{"txt": "x"}]}, {"a": ["x"]}])
+ERRORS: list[Any] = [{}, {"status": "429"}, {"status": 200}, {"status": 429, "times": 0}, "429"]
+BAD: list[Any] = [
+    [],
+    {"a": {}},
+    {"a": [{}]},
+    {"a": [{"txt": "x"}]},
+    {"a": ["x"]},
+    *({"a": [{"error": e}]} for e in ERRORS),
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_a_script_that_is_none_is_refused(bad: Any):
     with pytest.raises(InvalidInputError, match="script"):
         check_scripts(bad)
@@ -76,3 +91,30 @@ async def test_an_answer_in_pieces():
                 "/chat/completions",
                 json={"messages": [{"role": "user", "content": "[script:cut]"}], "stream": True},
             )
+
+
+async def test_an_answer_that_is_cut_or_late():
+    async with ModelServer(SCRIPTS) as model, httpx.AsyncClient(base_url=model.url, trust_env=False) as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post("/chat/completions", json={"messages": [{"role": "user", "content": "[script:cut]"}]})
+        model.scripts = {"default": [{"text": "late", "latency_s": 30}]}
+        late = asyncio.create_task(http.post("/chat/completions", json={"messages": []}))
+        async with asyncio.timeout(20):
+            while len(model.requests) < 2:
+                await asyncio.sleep(0.01)
+        assert not late.done(), "it was heard, and is not answered yet"
+        late.cancel()
+
+
+@pytest.mark.blocking_ok
+def test_as_a_process_it_says_its_address_first(tmp_path: Path):
+    (tmp_path / "replies.json").write_text(json.dumps({"default": [{"text": "Hello from afar."}]}))
+    words = [sys.executable, "-m", "tenure.testing.model_server", "--script", str(tmp_path / "replies.json")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            answer = httpx.post(f"{url}/chat/completions", json={"messages": []}, trust_env=False, timeout=30).json()
+            assert answer["choices"][0]["message"]["content"] == "Hello from afar."
+        finally:
+            process.terminate()

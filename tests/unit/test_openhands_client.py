@@ -284,12 +284,14 @@ async def test_a_life_by_plain_requests_each_at_another_node(cluster: Cluster):
     late = await cluster.http.get(f"{path}/events/search", params={"timestamp__gte": items[2]["timestamp"]})
     assert late.json()["items"] == items[2:]
     assert (await cluster.http.get(f"{path}/events/{items[1]['id']}")).json() == items[1]
+    unordered = await cluster.http.get(f"{path}/events/search", params={"sort_order": "SIDEWAYS"})
+    assert (unordered.status_code, unordered.json()["field"]) == (422, "sort_order")
     since = await cluster.http.get(f"{path}/events/search", params={"page_id": items[1]["id"]})
     assert since.json()["items"] == items[1:]
 
     assert (await cluster.http.delete(path)).json() == {"success": True}
     assert (await cluster.http.get(path)).status_code == 404
-    assert set(cluster.proxy.answers) == {200, 201, 404}
+    assert set(cluster.proxy.answers) == {200, 201, 404, 422}
 
 
 async def test_a_person_confirms_pauses_and_interrupts_whoever_owns_it(cluster: Cluster):
@@ -419,7 +421,9 @@ async def test_a_secret_of_the_user_never_takes_the_place_of_the_agents_key(clus
     assert (after.status_code, after.json()["field"]) == (422, "secrets.KEY")
 
 
-async def test_commands_files_and_git_reach_the_runtime_from_any_node(cluster: Cluster, person: Person):
+async def test_commands_files_and_git_reach_the_runtime_from_any_node(
+    cluster: Cluster, person: Person, monkeypatch: pytest.MonkeyPatch
+):
     name, path, _ = await create(cluster)
     place = person.workspace_of(
         host=cluster.url, working_dir=person.place, api_key=KEY, runtime_conversation_id=uuid.UUID(name)
@@ -457,9 +461,27 @@ async def test_commands_files_and_git_reach_the_runtime_from_any_node(cluster: C
         assert ended["exit_code"] == -1
     finally:
         place.reset_client()
+    monkeypatch.setattr("tenure.server.openhands.workspace.KEPT", 1)
+    other, busy, _ = await create(cluster)
+    await cluster.http.post(f"{busy}/bash/start_bash_command", json={"command": "true"})
+    if cluster.owner(other) is not cluster.owner(name):
+        await cluster.owner(name).take_over(other, cluster.world.disk.conversations[other].row.record.epoch)
+    for _ in range(3):
+        begun = await cluster.http.post(f"{busy}/bash/start_bash_command", json={"command": "true"})
+        assert begun.status_code == 200, begun.text
+    kept = await cluster.http.get(f"{path}/bash/bash_events/search", params={"command_id__eq": ended["command_id"]})
+    assert [one["exit_code"] for one in kept.json()["items"]] == [-1], (
+        "another conversation's commands push none of these out"
+    )
     outside = await cluster.http.get(f"{path}/file/download", params={"path": "/etc/passwd"})
     missing = await cluster.http.get(f"{path}/file/download", params={"path": "nothing"})
     assert (outside.status_code, missing.status_code) == (422, 404)
+    await cluster.http.post(f"/conversations/{name}/stop", json={}, headers={"Authorization": f"Bearer {KEY}"})
+    await cluster.world.until(lambda: cluster.world.disk.conversations[name].row.record.owner is None)
+    before = cluster.world.disk.conversations[name].row.record.head
+    stopped = await cluster.http.get(f"{path}/file/download", params={"path": "nothing"})
+    assert (stopped.status_code, stopped.json()["code"]) == (409, "stopped"), "who only looks starts nothing"
+    assert cluster.world.disk.conversations[name].row.record.head == before
 
 
 NOT_OFFERED = [
@@ -470,6 +492,7 @@ NOT_OFFERED = [
     ("POST", "/api/file/upload", "runtime_conversation_id"),
     ("GET", "/api/git/changes", "runtime_conversation_id"),
     ("GET", "/api/settings", "agent"),
+    ("GET", "/api/conversations/count", "search"),
     ("GET", "/sockets/session/{id}", "/sockets/events"),
 ]
 

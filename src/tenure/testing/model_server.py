@@ -68,7 +68,19 @@ def check_scripts(scripts: object) -> Scripts:
             if not isinstance(reply, dict) or not reply or not cast("dict[str, Any]", reply).keys() <= _PARTS:
                 parts = ", ".join(sorted(_PARTS))
                 raise InvalidInputError(f"script.{name}[{number}]", "is no reply", f"write an object of {parts}")
+            _check_error(f"script.{name}[{number}].error", cast("dict[str, Any]", reply).get("error"))
     return cast("Scripts", scripts)
+
+
+def _check_error(where: str, error: Any) -> None:
+    if error is None:
+        return
+    parts = cast("dict[str, Any]", error) if isinstance(error, dict) else {}
+    status, times = parts.get("status"), parts.get("times", 1)
+    if not isinstance(status, int) or not 400 <= status <= 599:
+        raise InvalidInputError(f"{where}.status", "must be 400 to 599", 'write {"error": {"status": 429}}')
+    if not isinstance(times, int) or times < 1:
+        raise InvalidInputError(f"{where}.times", "must be a number of times", "leave it out for always")
 
 
 def choose(scripts: Scripts, messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

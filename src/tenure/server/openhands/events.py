@@ -73,6 +73,8 @@ class SdkEvents:
                 raise InvalidInputError(name[:64], f"is no parameter of this route (known: {known})", "leave it out")
         record = await self.place.record(request.path_params["id"])
         limit, order = number(request, "limit", MOST, MOST), request.query_params.get("sort_order", "TIMESTAMP")
+        if order not in ("TIMESTAMP", NEWEST_FIRST):
+            raise InvalidInputError("sort_order", f"must be TIMESTAMP or {NEWEST_FIRST}", "correct it")
         back = order == NEWEST_FIRST
         wanted = _Wanted(**{name: _time(name, text) for name, text in request.query_params.items() if name in _FILTERS})
         first = await self._first(record.conversation, request.query_params.get("page_id"), record.head, back)

@@ -43,7 +43,8 @@ class Reach:
     async def tenure(self, request: Request, record: Record, body: bytes = b"") -> Tenure | Response:
         """The conversation's tenure, if it is this node's, with its runtime; else what its owner has answered.
 
-        :raises Problem: 503: there was no owner in time, or it is not known whether the owner has done it.
+        :raises Problem: 503: there was no owner in time, or it is not known whether the owner has done it; 409: it is stopped,
+            and the request only reads.
         """
         conversation, until = record.conversation, self.node.clock.boottime() + REACH_S
         asked = False
@@ -63,6 +64,9 @@ class Reach:
                     reply = await self._pass_on(request, owner.address, body)
                     if reply is not None:
                         return reply
+                elif owner is None and record.stopped and request.method == "GET":
+                    detail = "somebody has stopped the conversation, and who only looks does not start it"
+                    raise Problem(409, "stopped", "The conversation is stopped", detail, remedy="start it, or run it")
                 elif owner is None and not asked:
                     asked = True
                     await self.place.submit(conversation, "start", {}, CORE_COMMANDS["start"])

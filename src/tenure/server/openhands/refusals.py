@@ -73,6 +73,11 @@ async def no_operation(request: Request) -> Response:
     raise not_offered(name[:64], OPERATIONS.get(name, "docs/openhands.md lists what is served"))
 
 
+async def no_count(request: Request) -> Response:
+    """Of all conversations: a store would have to look at each."""
+    raise not_offered("count", "page through /api/conversations/search")
+
+
 async def no_group(request: Request) -> Response:
     """Of a server."""
     name = str(request.path_params["rest"]).partition("/")[0]

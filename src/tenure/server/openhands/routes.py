@@ -16,7 +16,7 @@ from tenure.server.openhands.commands import SdkCommands
 from tenure.server.openhands.conversations import SdkConversations
 from tenure.server.openhands.events import SdkEvents
 from tenure.server.openhands.place import Place
-from tenure.server.openhands.refusals import no_group, no_operation, no_socket
+from tenure.server.openhands.refusals import no_count, no_group, no_operation, no_socket
 from tenure.server.openhands.sockets import SdkSocket
 from tenure.server.openhands.workspace import SdkWorkspace
 from tenure.server.wire import json_reply
@@ -54,6 +54,7 @@ def mount(app: FastAPI, node: Node, watches: Watches, bounds: Bounds) -> None:
         ("POST", ALL, life.create),
         ("GET", ALL, life.some),
         ("GET", f"{ALL}/search", life.search),
+        ("GET", f"{ALL}/count", no_count),
         ("GET", ONE, life.show),
         ("PATCH", ONE, life.change),
         ("DELETE", ONE, life.delete),

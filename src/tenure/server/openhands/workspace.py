@@ -40,7 +40,7 @@ FORM_BYTES: Final = FILE_BYTES + (64 << 10)
 """An upload with what is around the file."""
 LONGEST_S: Final = 86_400
 RUNNING, KEPT = 16, 200
-"""Commands of a conversation at a time; and ended ones that a node still tells of."""
+"""Commands of a conversation at a time; and those of it that a node still tells of."""
 GIT_S: Final = 30.0
 LOST = "interrupted: the server that ran this command was lost, or gave the conversation away; its outcome is unknown"
 _COMMAND = re.compile(r"e([0-9]{1,15})-[0-9a-f]{32}")
@@ -113,8 +113,9 @@ class SdkWorkspace:
 
     def _keep(self, name: str, command: _Command) -> None:
         self._commands[name] = command
-        ended = [one for one, kept in self._commands.items() if kept.ended is not None]
-        for one in ended[: max(0, len(self._commands) - KEPT)]:
+        mine = [one for one, kept in self._commands.items() if kept.conversation == command.conversation]
+        ended = [one for one in mine if self._commands[one].ended is not None]
+        for one in ended[: max(0, len(mine) - KEPT)]:
             del self._commands[one]
 
     async def search(self, request: Request) -> Response:
