@@ -1,19 +1,27 @@
 """Credentials on a node, in virtual time: made anew before they run out, and a named state when they have no value."""
 
 import asyncio
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from node_support import C, Cluster, failing, in_virtual_time
 
-from tenure.abc import Amended, RuntimeFailure
+from tenure.abc import Amended, Creation, RuntimeFailure, Submit
 from tenure.config import Config
 from tenure.conversation import Status
 from tenure.errors import CredentialError, InvalidInputError, ProvisioningError
-from tenure.journal import Draft
+from tenure.journal import Command, Delivery, Draft
+from tenure.loops import function_loop
+from tenure.loops.function import FunctionTurn
+from tenure.node import Node, reasons
 from tenure.node import credentials as credentials_module
-from tenure.node import reasons
+from tenure.runtimes.process import ProcessProvider
+from tenure.stores.memory import MemoryStore
 from tenure.vault import Obtained, Secret
 
 
@@ -87,6 +95,81 @@ async def test_a_credential_is_made_anew_in_mid_turn_and_both_values_are_masked(
     assert cluster.events("reply")[0].body == {"said": ["<secret>"] * 3}
     assert "token-number" not in repr(cluster.disk.conversations[C]), "nor in the loop's state"
     assert one.node.veil.text("token-number-1 token-number-3") == "<secret> <secret>"
+
+
+class Mint(ThreadingHTTPServer):
+    """A URL that makes a new token each time, good for a second."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        class Answering(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                mint.made += 1
+                token = json.dumps({"access_token": f"url-number-{mint.made}", "expires_in": 1}).encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(token)))
+                self.end_headers()
+                self.wfile.write(token)
+
+            def log_message(self, *args: object) -> None:
+                return None
+
+        mint = self
+        super().__init__(("127.0.0.1", 0), Answering)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/token"
+
+    def __enter__(self) -> "Mint":
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+@pytest.mark.blocking_ok
+async def test_in_real_time_the_next_command_of_a_turn_sees_what_a_program_and_a_url_have_made_anew(tmp_path: Path):
+    program, count = tmp_path / "mint", tmp_path / "count"
+    program.write_text(f"#!/bin/sh\necho >> {count}\necho made-number-$(wc -l < {count})\n")
+    program.chmod(0o700)
+    seen: list[tuple[str, str]] = []
+
+    async def look(turn: FunctionTurn) -> tuple[str, str]:
+        ran = await turn.runtime.run('printf "%s %s" "$MADE" "$BY_URL"')
+        made, by_url = ran.stdout.split()
+        return made, by_url
+
+    async def agent(turn: FunctionTurn) -> None:
+        first = now = await look(turn)
+        while now[0] == first[0] or now[1] == first[1]:
+            now = await look(turn)
+        seen.extend((first, now))
+        await turn.emit("reply", {"said": [list(pair) for pair in seen]})
+
+    with Mint() as mint:
+        config = Config(allow_command=str(program), allow_url=mint.url.removesuffix("token"), witness=False)
+        provider = ProcessProvider(tmp_path / "runtimes")
+        async with Node(MemoryStore(), {"f": function_loop(agent)}, provider=provider, config=config) as node:
+            asked = {
+                "MADE": {"refresh": {"command": [str(program)]}, "ttl_s": 1},
+                "BY_URL": {"refresh": {"url": mint.url}},
+            }
+            message = Command("message", {"text": "go"}, "k", Delivery.TURN)
+            await node.submit(Submit(C, message, Creation("f", settings={"credentials": asked})))
+            async with asyncio.timeout(60):
+                while (await node.store.records([C]))[0].unsettled:  # type: ignore[union-attr]
+                    await asyncio.sleep(0.02)
+            reading: Any = await node.store.read(C, 0)
+    kinds = [e.kind for e in reading.events]
+    assert kinds.count("turn_started") == kinds.count("turn_completed") == 1 and "turn_resumed" not in kinds
+    assert seen[0] == ("made-number-1", "url-number-1")
+    assert all(int(value.rpartition("-")[2]) >= 2 for value in seen[1]), seen
+    assert "-number-" not in repr(reading.events)
+    [reply] = [e for e in reading.events if e.kind == "reply"]
+    assert reply.body["said"] == [["<secret>", "<secret>"]] * 2, "old and new"
 
 
 @in_virtual_time
