@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, final
@@ -41,7 +41,6 @@ from tenure.journal import (
 from tenure.testing.history import (
     Attempt,
     Burial,
-    Death,
     Effect,
     Excuse,
     Forgotten,
@@ -57,6 +56,7 @@ from tenure.testing.history import (
     Write,
 )
 from tenure.testing.order import disorders
+from tenure.testing.takeovers import takeovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -325,39 +325,13 @@ def _settled_twice(history: History) -> Iterator[Violation]:
 
 
 def taken_over(history: History, within_s: float) -> Iterator[Violation]:
-    """Whoever died with work left was succeeded in time: from the first that says so, or from the first attempt to give it
-    work if that came later, to the grant. Work without a beginning that was recorded is not judged."""
+    """Whoever died with work left was succeeded in time."""
     if history.excused("store-clock") or history.excused("rewound"):
         return
-    died: dict[str, float] = {}
-    for entry in history.entries:
-        if isinstance(entry, Death | Burial):
-            died[entry.incarnation] = min(entry.at, died.get(entry.incarnation, entry.at))
-    asked: dict[tuple[str, str], float] = {}
-    for attempt in history.of(Attempt):
-        one = (attempt.conversation, attempt.key)
-        asked[one] = min(attempt.started, asked.get(one, attempt.started))
-    journals = {journal.conversation: journal for journal in history.of(Journal)}
-    for grant in history.of(Grant):
-        at, journal = died.get(grant.previous or ""), journals.get(grant.conversation)
-        if at is None or journal is None:
-            continue
-        since = _work_since(journal, grant.epoch, asked)
-        if since is not None and (took := grant.at - max(at, since)) > within_s:
-            what = f"epoch {grant.epoch} was granted {took:.3f} s after {grant.previous} had died with work left"
+    for grant, took_s in takeovers(history):
+        if took_s > within_s:
+            what = f"epoch {grant.epoch} was granted {took_s:.3f} s after {grant.previous} had died with work left"
             yield Violation(Guarantee.TAKEOVER, grant.conversation, what, (repr(grant),))
-
-
-def _work_since(journal: Journal, epoch: int, asked: dict[tuple[str, str], float]) -> float | None:
-    """Since when there was work when this epoch was claimed: an open turn began before its owner died."""
-    claim = next((e for e in journal.events if e.kind == Claimed.kind and e.epoch == epoch), None)
-    state = None if claim is None else _folded(replace(journal, events=journal.events[: claim.seq - 1]))
-    if state is None or not state.runnable:
-        return None
-    if state.turn is not None and not state.turn.waiting:
-        return float("-inf")
-    times = (asked.get((journal.conversation, command.key or "")) for command in state.pending.values())
-    return min((time for time in times if time is not None), default=None)
 
 
 # --- G5, G7, G8 -----------------------------------------------------------------------------------------------------
