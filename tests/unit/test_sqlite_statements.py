@@ -3,15 +3,19 @@
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tenure.abc import Creation
 from tenure.clock import Instant
-from tenure.stores.rules import create
+from tenure.conversation import Record
+from tenure.stores import rules
+from tenure.stores.rules import Row, create
 from tenure.stores.sqlite import statements as sql
-from tenure.stores.sqlite.columns import advance_columns, row_columns
+from tenure.stores.sqlite.columns import advance_columns, move_columns, only_advances, only_moves, row_columns
 from tenure.stores.sqlite.file import StoreFile
 
 STATEMENTS = {
@@ -19,6 +23,13 @@ STATEMENTS = {
     for name, statement in vars(sql).items()
     if isinstance(statement, str) and name.isupper() and name != "ROW"
 } | {f"ERASE_{number}": statement for number, statement in enumerate(sql.ERASE)}
+
+FIXED = {
+    *(f"record.{name}" for name in ("conversation", "user_id", "agent", "policy", "created_at", "retry_in_s")),
+    *(f"record.{name}" for name in ("settings", "title", "metadata")),  # not without the version
+    "released_epoch", "released_token", "released_digest",  # not without the token
+}  # fmt: skip
+"""What no append moves, or not alone."""
 
 MAY_SCAN = {
     "CONVERSATIONS": r"SCAN json_each.*",  # the names that were asked for
@@ -89,3 +100,18 @@ def test_the_columns_are_as_many_as_the_statements_ask_for():
     row, _ = create("c1", Creation(default_agent="agent"), Instant(1.0))
     assert len(row_columns(row)) + 2 == sql.INSERT_CONVERSATION.count("?") == sql.UPDATE_CONVERSATION.count("?")
     assert len(advance_columns(row)) + 2 == sql.ADVANCE_CONVERSATION.count("?")
+    assert len(move_columns(row)) + 2 == sql.MOVE_CONVERSATION.count("?")
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Row)] + [f"record.{one.name}" for one in fields(Record)])
+def test_a_change_goes_the_narrow_way_only_where_that_holds_all_of_it(name: str):
+    """The row on disk is what the next owner reads: a field that a narrow statement leaves out must not have changed."""
+    before, _ = create("c1", Creation(default_agent="agent"), Instant(1.0))
+    strange: Any = object()
+    after = before
+    if name.startswith("record."):
+        after = rules.replace(before, record=rules.replace(before.record, **{name.removeprefix("record."): strange}))
+    elif name != "record":
+        after = rules.replace(before, **{name: strange})
+    moves = {"record", "number", "digest", "result", "record.head", "record.updated_at"}
+    assert (only_advances(before.record, after.record) and only_moves(before, after)) == (name in moves | FIXED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from tenure.abc import Appended
@@ -90,6 +91,24 @@ def advance_columns(row: Row) -> Columns:
         row.digest,
         _result_text(row.result),
         row.open_start,
+    )
+
+
+def move_columns(row: Row) -> Columns:
+    """The columns of ``statements.MOVE_CONVERSATION``."""
+    return (row.record.head, row.record.updated_at.unix_s, row.number, row.digest, _result_text(row.result))
+
+
+_MORE_OF_THE_RECORD = attrgetter(
+    "last_command", "last_start", "unsettled", "turn", "started", "wanted", "lost", "failures", "stopped", "failed", "agent_status",
+)  # fmt: skip
+_MORE_OF_THE_ROW = attrgetter("not_before", "open_start")
+
+
+def only_moves(before: Row, after: Row) -> bool:
+    """Of two rows that :func:`only_advances` finds alike: whether :func:`move_columns` hold everything in which they differ."""
+    return _MORE_OF_THE_RECORD(before.record) == _MORE_OF_THE_RECORD(after.record) and (
+        _MORE_OF_THE_ROW(before) == _MORE_OF_THE_ROW(after)
     )
 
 

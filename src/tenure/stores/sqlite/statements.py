@@ -24,7 +24,13 @@ INSERT_CONVERSATION: Final = (
 
 UPDATE_CONVERSATION: Final = f"UPDATE conversations SET {', '.join(f'{column} = ?' for column in ROW.split(', '))}, change = ? WHERE created_no = ?"
 
-# What an append or a command moves; the indexes on the other columns stay untouched.
+# What an append moves that settles nothing. An index is written anew whenever one of its columns is set, be it to what it was: of
+# those there are, only that of changes has one here.
+MOVE_CONVERSATION: Final = """
+UPDATE conversations SET head = ?, updated_at = ?, number = ?, digest = ?, result = ?, change = ? WHERE created_no = ?
+"""
+
+# What any other append or a command moves.
 ADVANCE_CONVERSATION: Final = """
 UPDATE conversations SET
     head = ?, last_command = ?, last_start = ?, unsettled = ?, turn = ?, started = ?, wanted = ?, not_before = ?, lost = ?,

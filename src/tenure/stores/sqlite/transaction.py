@@ -17,7 +17,16 @@ from tenure.abc import Fenced, Sent, Topic, Unknown
 from tenure.journal import digest
 from tenure.stores import rules
 from tenure.stores.sqlite import statements as sql
-from tenure.stores.sqlite.columns import advance_columns, event_columns, only_advances, row_columns, row_of, text_of
+from tenure.stores.sqlite.columns import (
+    advance_columns,
+    event_columns,
+    move_columns,
+    only_advances,
+    only_moves,
+    row_columns,
+    row_of,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,18 +161,22 @@ class Transaction:
     def flush(self) -> None:
         """Write what was decided so far."""
         new: list[Columns] = []
+        moved: list[Columns] = []
         advanced: list[Columns] = []
         whole: list[Columns] = []
         for kept in self._touched.values():
             place = (kept.change, kept.created_no)
             if kept.stored is None:
                 new.append(row_columns(kept.row) + place)
-            elif only_advances(kept.stored.record, kept.row.record):
-                advanced.append(advance_columns(kept.row) + place)
-            else:
+            elif not only_advances(kept.stored.record, kept.row.record):
                 whole.append(row_columns(kept.row) + place)
+            elif only_moves(kept.stored, kept.row):
+                moved.append(move_columns(kept.row) + place)
+            else:
+                advanced.append(advance_columns(kept.row) + place)
             kept.stored = kept.row
         self._write(sql.INSERT_CONVERSATION, new)
+        self._write(sql.MOVE_CONVERSATION, moved)
         self._write(sql.ADVANCE_CONVERSATION, advanced)
         self._write(sql.UPDATE_CONVERSATION, whole)
         self._write(sql.INSERT_EVENT, self._events)
