@@ -85,7 +85,11 @@ export function bars(place, minutes) {
 }
 
 /** A power of ten of seconds, beside the axis: there is room for few letters. */
-const short = (seconds) => (seconds >= 1 ? `${count(seconds)} s` : seconds >= 0.001 ? `${Math.round(seconds * 1000)} ms` : `${seconds * 1000} ms`);
+function short(seconds) {
+  if (seconds >= 10_000) return `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds >= 1) return `${count(seconds)} s`;
+  return `${seconds * 1000} ms`;
+}
 
 /** Turn times per minute, on a logarithmic scale. */
 export function times(place, minutes) {
@@ -99,7 +103,7 @@ export function times(place, minutes) {
   const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(0.002, ...told.map((minute) => minute.p95_s)))));
   const part = (seconds) => (Math.log10(Math.max(seconds, 10 ** low)) - low) / (high - low);
   const marks = [];
-  for (let power = low; power <= high; power++) marks.push([(power - low) / (high - low), short(10 ** power)]);
+  for (let power = low; power <= high; power++) marks.push([(power - low) / (high - low), short(Number(`1e${power}`))]); // 10 ** -3 is not 0.001
   const last = told.at(-1);
   const summary = `Turn times by minute; lately the median was ${duration(last.p50_s)}, 95 % ended within ${duration(last.p95_s)}`;
   const drawing = frame(minutes, marks, summary);
