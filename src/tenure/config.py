@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -109,7 +110,8 @@ class Config:
 
     def allows_folder(self, path: str) -> bool:
         """Whether a conversation may work in this folder (links resolved) instead of one that its runtime makes."""
-        roots = [root for one in self.allow_folder.split(",") if (root := one.strip().rstrip("/"))]
+        named = [root for one in self.allow_folder.split(",") if (root := one.strip().rstrip("/"))]
+        roots = [os.path.realpath(root) for root in named]
         if not roots:
             return is_loopback(self.host)
         return any(path == root or path.startswith(f"{root}/") for root in roots)

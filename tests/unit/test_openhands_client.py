@@ -540,7 +540,8 @@ async def test_another_folder_than_an_allowed_one_is_mapped_and_the_reply_says_s
     (world.folder / "allowed").mkdir()
     cluster = Cluster(world)
     async with contextlib.AsyncExitStack() as stack:
-        await cluster.open(stack, allow_folder=str(world.folder / "allowed"))
+        (world.folder / "link").symlink_to(world.folder / "allowed")
+        await cluster.open(stack, allow_folder=str(world.folder / "link"))  # links are resolved at both ends
         for place, used in (("allowed/mine", True), ("project", False), ("allowed/../project", False)):
             asked = str(world.folder / place)
             body = asking(cluster) | {"workspace": {"kind": "LocalWorkspace", "working_dir": asked}}

@@ -220,3 +220,21 @@ def test_pages_of_a_server_are_one_trajectory_and_states_of_sockets_are_left_out
     assert [one["id"] for one in trajectories.read_trajectory(data)] == ["m1", "m2"]
     assert trajectories.is_trajectory(json.dumps(pages[0]).encode())
     assert not trajectories.is_trajectory(b'{"format": 1, "conversation": {}}')
+
+
+def test_a_long_directory_is_read_in_order_and_its_secrets_stay_behind(tmp_path: Path):
+    events = tmp_path / "events"
+    events.mkdir()
+    for number in (0, 99_999, 100_000):
+        (events / f"event-{number:05d}-m{number}.json").write_text(json.dumps({**MESSAGE, "id": f"m{number}"}))
+    llm = {"model": "m", "api_key": "gAAA", "aws_secret_access_key": "gAAA-aws", "aws_session_token": HIDDEN}
+    agent = {"kind": "Agent", "llm": llm, "agent_context": {"secrets": {"A": "gAAA-context"}}}
+    (tmp_path / "base_state.json").write_text(json.dumps({"agent": agent}))
+    with pytest.raises(InvalidInputError, match="number 1 must stand") as refused:
+        trajectories.read_directory(tmp_path)
+    assert "event-99999" in str(refused.value.field), "which follows event 0 here, not event-100000"
+    for number in (99_999, 100_000):
+        (events / f"event-{number:05d}-m{number}.json").unlink()
+    _, settings = trajectories.read_directory(tmp_path)
+    told = json.dumps(settings)
+    assert "gAAA" not in told and HIDDEN not in told and settings["credentials"] == {"LLM_API_KEY": "vault:LLM_API_KEY"}

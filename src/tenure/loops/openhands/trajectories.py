@@ -39,6 +39,8 @@ KINDS: Final = frozenset(
 """The SDK's kinds of events that a log holds (1.58)."""
 KEY_NAME: Final = "LLM_API_KEY"
 """The credential that stands in settings for every key that a base state has, masked or encrypted."""
+_DROPPED = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token", "secrets"}
+"""Fields of an agent that hold secrets of several kinds: whoever imports it names them anew."""
 _FILE = re.compile(r"event-(\d{5,})-([0-9A-Za-z._-]{1,128})\.json")
 _ID = re.compile(r"[0-9A-Za-z._:-]{1,128}")
 
@@ -81,7 +83,7 @@ def read_directory(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Json]]
     agent = base.get("agent")
     if not isinstance(agent, dict):
         raise InvalidInputError(f"{BASE_STATE}: agent", "is missing", "send the directory as the SDK has written it")
-    files = sorted(p for p in (folder / EVENTS).glob("event-*.json")) if (folder / EVENTS).is_dir() else []
+    files = sorted((folder / EVENTS).glob("event-*.json"), key=_place) if (folder / EVENTS).is_dir() else []
     found: list[tuple[str, Any]] = []
     for number, file in enumerate(files):
         name = f"{EVENTS}/{file.name}"
@@ -99,6 +101,12 @@ def read_directory(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Json]]
         if base.get(name) is not None:
             settings[name] = base[name]
     return _judged(found), settings
+
+
+def _place(file: Path) -> tuple[int, str]:
+    """Names of the SDK's files have five digits up to event 99999, and then more."""
+    named = _FILE.fullmatch(file.name)
+    return int(named[1]) if named else -1, file.name
 
 
 def _bytes(file: Path, name: str) -> bytes:
@@ -173,7 +181,7 @@ def _without_keys(value: Any) -> Any:
     for name, part in cast("dict[str, Any]", value).items():
         if name == "api_key" and part:
             found[name] = f"${KEY_NAME}"
-        elif part != HIDDEN:
+        elif part != HIDDEN and name not in _DROPPED:
             found[name] = _without_keys(part)
     return found
 
