@@ -380,16 +380,6 @@ class Node:
         insist_on_allowed(self.allowed, settings)
         return settings
 
-    async def checked(self, agent: str, settings: JsonObject) -> JsonObject:
-        """The same from an event loop, which a check that may block does not block.
-
-        :raises InvalidInputError: names the field.
-        """
-        here = self.agents.get(agent)
-        if here is None or not here.check_blocks:
-            return self.check(agent, settings)
-        return await asyncio.to_thread(self.check, agent, settings)
-
     async def maybe_start_agent_loop(
         self, conversation_id: str, settings: JsonObject | None = None, user_id: str | None = None
     ) -> AgentLoopInfo:
@@ -404,7 +394,7 @@ class Node:
         :raises ConversationDeletedError: :raises InvalidInputError: the settings are no good; names the field.
         """
         if settings is not None:
-            settings = await self.checked(self.default_agent, settings)
+            settings = self.check(self.default_agent, settings)
         return await self._start(Wish(conversation_id, settings, user_id))
 
     def hold(

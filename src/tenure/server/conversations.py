@@ -13,6 +13,7 @@ from tenure.errors import ConversationDeletedError, InvalidInputError, UnknownCo
 from tenure.journal import Command, Delivery, JsonObject, canonical
 from tenure.server.commands import accepted
 from tenure.server.failures import failure_of
+from tenure.server.judging import checked
 from tenure.server.problems import Problem
 from tenure.server.recordings import Recordings
 from tenure.server.stream import EventStream, Place
@@ -280,7 +281,7 @@ class Conversations:
             raise too_large("settings", f"at most {limit} bytes of JSON")
         here = self.node.agents.get(agent)
         if settings is not None:
-            settings = await self.node.checked(agent, settings)
+            settings = await checked(self.node, agent, settings)
         if here is not None:
             return settings
         living = (await self.node.living()).values()

@@ -15,6 +15,7 @@ from tenure.loops.openhands.requests import secret_value
 from tenure.loops.openhands.settings import names_in
 from tenure.node import sealing
 from tenure.server.commands import accepted
+from tenure.server.judging import checked
 from tenure.server.openhands.commands import message_body
 from tenure.server.openhands.place import TRIES, Place, body_of, conversation_id
 from tenure.server.openhands.refusals import refuse_fields
@@ -54,7 +55,7 @@ class SdkConversations:
             agent=name,
             default_agent=self.node.default_agent,
             user_id=_text(body, "user_id"),
-            settings=await self.node.checked(name, asked.settings),
+            settings=await checked(self.node, name, asked.settings),
             title=_text(body, "title"),
             metadata={"tags": _tags(body)} if body.get("tags") else None,
         )
@@ -171,7 +172,7 @@ class SdkConversations:
             settings = {key: kept for key, kept in now.settings.items() if key != name}
             if value is not None:
                 settings[name] = value
-            return {"settings": await self.node.checked(now.agent, settings)}
+            return {"settings": await checked(self.node, now.agent, settings)}
 
         await self.place.amend(record, changes)
         return json_reply(200, SUCCESS)
@@ -200,7 +201,7 @@ class SdkConversations:
         async def changes(now: Record) -> JsonObject:
             before = cast("Mapping[str, Json]", now.settings.get("credentials") or {})
             settings = {**now.settings, "credentials": {**before, **named}}
-            return {"settings": await self.node.checked(now.agent, settings)}
+            return {"settings": await checked(self.node, now.agent, settings)}
 
         if values:
             await self.place.amend(record, changes)
