@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tenure.journal import Draft, TurnCompleted, TurnStarted, draft
-from tenure.server import Bounds, close_streams
+from tenure.server import Bounds, close_streams, see_off
 
 
 @contextlib.asynccontextmanager
@@ -221,6 +221,24 @@ async def test_a_shutdown_ends_streams_and_waits(cluster, said):
     assert (await starting).status_code == 202
     async with opened(url, said) as events:
         assert (await the_end(events)).event == "closing", "nor does a new one stay"
+
+
+async def test_readers_are_seen_off_while_everything_still_answers(cluster, said):
+    """They have a place elsewhere by the time that the turns have one; who comes after that may stay to the end."""
+    await cluster.by_hand("c1")
+    url = await cluster.serve("n1")
+    http = await cluster.http("n1")
+    waiting = asyncio.create_task(http.post("/conversations/c1/messages?wait_s=60", json={"text": "x"}))
+    async with opened(url, said) as first, opened(url, said) as second:
+        await take(first, 2)
+        await take(second, 2)
+        await see_off(cluster.apps["n1"], 0.1)
+        assert [(await the_end(one)).event for one in (first, second)] == ["closing", "closing"]
+    assert not waiting.done(), "a wait goes on: its answer cannot move"
+    async with opened(url, said) as late:
+        await take(late, 2)
+    close_streams(cluster.apps["n1"])
+    assert (await waiting).status_code == 202
 
 
 async def test_a_silent_stream_says_that_it_lives(cluster, said):

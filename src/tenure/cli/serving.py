@@ -31,7 +31,7 @@ from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
 from tenure.cli.tracing import Tracing, install
 from tenure.errors import InvalidInputError
-from tenure.server import close_streams, create_app, own_hosts, speaks_openhands
+from tenure.server import close_streams, create_app, own_hosts, see_off, speaks_openhands
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -46,6 +46,8 @@ GRACE_S = 10.0
 """What the departure gets beyond drain_s; then the watchdog ends the process."""
 HAND_OVER_S = 7.0
 """Of these: for turns to come to a step boundary and for their release; then streams are closed whatever is left."""
+SEE_OFF_S = 5.0
+"""Within so long the readers of streams are asked to go elsewhere; a short drain takes half of its time for it."""
 LAST_REPLIES_S = 1
 """And for replies under way when the socket is closed."""
 CLOSE_S = 1.0
@@ -112,11 +114,18 @@ async def _live(node: Node, listener: socket.socket, departure: Departure, traci
 async def _leave(node: Node, app: FastAPI, stuck: asyncio.Task[Any]) -> None:
     """Drain, while the socket is still open; returns when nothing is held, or too little time is left to wait."""
     draining = asyncio.create_task(node.drain(), name="drain")
+    node.tasks.start(_see_off(node, app), "see off")
     limit_s = node.config.drain_s + HAND_OVER_S
     await asyncio.wait([draining, stuck], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         what = f"not everything was released within {limit_s:g} s; the takeover is left to the others"
         node.facts.tell(facts.LeavingBadly(what))
+
+
+async def _see_off(node: Node, app: FastAPI) -> None:
+    """Readers go on elsewhere before the turns do, if there is another node: at the end they would all have to at once."""
+    if await node.elsewhere():
+        await see_off(app, min(node.config.drain_s / 2, SEE_OFF_S))
 
 
 async def _close(node: Node, code: Exit) -> Exit:

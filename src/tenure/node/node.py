@@ -418,11 +418,11 @@ class Node:
 
     async def _with_room(self, conversation_id: str) -> Incarnation:
         if self.draining:
-            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
+            raise NodeUnavailableError(f"node {self.config.node} is draining", await self.elsewhere())
         incarnation = self._here()
         if not incarnation.has_room(conversation_id, self.config.capacity):
             full = f"node {self.config.node} is full ({self.config.capacity} conversations)"
-            raise NodeUnavailableError(full, await self._elsewhere())
+            raise NodeUnavailableError(full, await self.elsewhere())
         return incarnation
 
     async def take_over(self, conversation_id: str, expected_epoch: Epoch) -> AgentLoopInfo:
@@ -445,7 +445,7 @@ class Node:
 
     async def _start(self, wish: Wish) -> AgentLoopInfo:
         if self.draining:
-            raise NodeUnavailableError(f"node {self.config.node} is draining", await self._elsewhere())
+            raise NodeUnavailableError(f"node {self.config.node} is draining", await self.elsewhere())
         if self._unready:
             await asyncio.wait(self._loading, timeout=self.config.start_timeout_s)
         incarnation = await self._with_room(wish.conversation_id)
@@ -466,7 +466,7 @@ class Node:
         rehydration.insist_on_copyable(copy, self.agents.get(agent), self.store.limits)
         incarnation = await self._with_room(copy.conversation_id)
         if incarnation.means is None:
-            raise NodeUnavailableError("this node is registering", await self._elsewhere())
+            raise NodeUnavailableError("this node is registering", await self.elsewhere())
         done = await rehydration.rehydrate(incarnation, incarnation.means, copy)
         if done.record.wanted:
             self._heard(copy.conversation_id, done.record)
@@ -576,7 +576,8 @@ class Node:
         self.drained.set()
         self.facts.tell(facts.Drained(self.config.node))
 
-    async def _elsewhere(self) -> tuple[str, ...]:
+    async def elsewhere(self) -> tuple[str, ...]:
+        """Addresses of other nodes that take work now; none while the store does not answer."""
         try:
             nodes = (await self.living()).values()
         except StoreError:

@@ -124,3 +124,8 @@ def create_app(node: Node, bounds: Bounds | None = None, *, hosts: frozenset[str
 def close_streams(app: FastAPI) -> None:
     """End every stream (with a last word) and every wait of this app, now and from now on."""
     app.state.watches.close()
+
+
+async def see_off(app: FastAPI, within_s: float) -> None:
+    """Ask the readers of this app's streams to go on at another node; returns after `within_s`, when all were asked."""
+    await app.state.watches.see_off(within_s)

@@ -82,7 +82,7 @@ class EventStream(Response):
         self.start = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self.watches.watch(self.conversation) as watch:
+        async with self.watches.watch(self.conversation, moves=True) as watch:
             await watch.following(self.bounds.poll_s)
             await watch.next(0)  # to follow is a reason to look; everything is looked at anyway
             place = await self.start()

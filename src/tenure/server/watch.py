@@ -41,9 +41,11 @@ _LONGEST_PAUSE_S = 2.0
 class Watch:
     """Hints about one conversation, kept until somebody looks; bounded, the oldest go first."""
 
-    def __init__(self, store: Store, conversation: str) -> None:
+    def __init__(self, store: Store, conversation: str, *, moves: bool = False) -> None:
         self.store = store
         self.topic = Topic(Topic.CONVERSATION, conversation)
+        self.moves = moves
+        """Its reader can go on at another node, and loses nothing by it."""
         self._hints: deque[Hint] = deque(maxlen=256)
         self._stirred = asyncio.Event()
         self._following = asyncio.Event()
@@ -127,6 +129,14 @@ class Watches:
         for watch in self._open:
             watch.close()
 
+    async def see_off(self, within_s: float) -> None:
+        """Send the readers who can move elsewhere, one after the other, while everything here still answers: they have a place by
+        the time that the turns which they watch have one, and do not all come at once. Who comes after that may stay to the end."""
+        moving = [watch for watch in self._open if watch.moves]
+        for watch in moving:
+            watch.close()
+            await asyncio.sleep(within_s / len(moving))
+
     def _admit(self) -> None:
         if len(self._open) >= self.most:
             remedy = "close some, or ask another node"
@@ -136,13 +146,13 @@ class Watches:
             )  # fmt: skip
 
     @asynccontextmanager
-    async def watch(self, conversation: str) -> AsyncGenerator[Watch]:
-        """Watch a conversation from now on.
+    async def watch(self, conversation: str, *, moves: bool = False) -> AsyncGenerator[Watch]:
+        """Watch a conversation from now on. `moves`: the reader can be sent elsewhere; see :meth:`see_off`.
 
         :raises Problem: as many are open as this node takes.
         """
         self._admit()
-        watch = Watch(self.store, conversation)
+        watch = Watch(self.store, conversation, moves=moves)
         if self.closed:
             watch.close()
         self._open.add(watch)
