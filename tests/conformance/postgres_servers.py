@@ -84,7 +84,7 @@ async def eventually[R](look: Callable[[], R], suits: Callable[[R], bool], what:
         raise AssertionError(f"not within {PATIENCE_S:g} s: {what}") from None
 
 
-async def blocked(server: PostgresServer) -> None:
-    """Wait until somebody waits for a lock."""
+async def blocked(server: PostgresServer, sessions: int = 1) -> None:
+    """Wait until so many wait for a lock."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    await eventually(lambda: server.ask(statement)[0][0], lambda count: count > 0, "a session waits for a lock")
+    await eventually(lambda: server.ask(statement)[0][0], lambda count: count >= sessions, "a session waits for a lock")

@@ -20,6 +20,7 @@ from tenure.abc import (
     Creation,
     Death,
     Duplicate,
+    Fenced,
     Held,
     Limits,
     Repeated,
@@ -28,10 +29,11 @@ from tenure.abc import (
 from tenure.conversation import Settle, TurnState
 from tenure.journal import Policy
 from tenure.lease import Epoch, Token
-from tenure.stores.postgres import PostgresStore
+from tenure.stores.postgres import PostgresStore, lanes
 from tenure.stores.postgres.link import Link, Statement
 from tenure.testing.postgres import PostgresServer
 from tenure.testing.store_suite import Stage
+from tenure.testing.store_suite.appending import forged
 from tenure.testing.store_suite.stage import AGENT, IDLE, OPEN, PATIENCE_S, command, expect, message, note, timeless
 
 LIMITS = Limits(unsettled=3)
@@ -199,8 +201,23 @@ async def test_rule_17_in_a_group_each_is_answered_as_if_it_had_come_alone(
         assert one == other
 
 
+@pytest.mark.parametrize("together", [1, lanes.MANY])
+async def test_rule_01_a_plain_append_needs_the_lease_that_is_held(server: PostgresServer, together: int):
+    """Alone and among many: those functions judge for themselves."""
+    async with postgres_servers.stage_on(server.url(schema=postgres_servers.schema())) as stage:
+        writers = [await stage.owned() for _ in range(together)]
+        for what, lease in forged(writers[0].lease):
+            batches = [writer.batch(note()) for writer in writers]
+            batches[0] = replace(batches[0], lease=lease)
+            answers = await stage.store.append_all(batches)
+            assert isinstance(answers[0], Fenced), what
+            for writer, done in zip(writers[1:], answers[1:], strict=True):
+                writer.number, writer.seen = writer.number + 1, expect(Appended, done).head
+        assert await stage.kinds(writers[0].lease.conversation) == ["created", "claimed"]
+
+
 async def requests_of(stage: Stage, operation: str, count: int) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
-    """Conversations, and what is asked of each: the first once more, as a copy that is under way beside it."""
+    """Conversations, and what is asked of each: the first thrice, as copies that are under way beside each other."""
     store, node = stage.store, await stage.node()
     names = [await stage.conversation() for _ in range(count)]
     if operation == "append":
@@ -210,7 +227,7 @@ async def requests_of(stage: Stage, operation: str, count: int) -> list[tuple[st
         asked = [partial(store.submit, Submit(name, message("k"))) for name in names]
     else:
         asked = [partial(store.claim, stage.claiming(name, node)) for name in names]
-    return [(names[0], asked[0]), *zip(names, asked, strict=True)]
+    return [*2 * [(names[0], asked[0])], *zip(names, asked, strict=True)]
 
 
 @pytest.mark.parametrize("operation", ["append", "submit", "claim"])
@@ -226,12 +243,16 @@ async def test_c15_a_group_leaves_alone_the_row_that_somebody_holds(
         with console(server, schema) as session:
             session.execute("BEGIN")
             session.execute("SELECT FROM conversations WHERE id = %s FOR UPDATE", (stuck,))
-            # Each of the two lanes has one that would hold it up.
-            first, again, *done = [asyncio.ensure_future(request()) for _, request in asked]
+            # One by itself for each of the two lanes, which would hold it up, and one in the group of the others.
+            copies: list[asyncio.Future[Any]] = []
+            for count, (_, request) in enumerate(asked[:2], 1):
+                copies.append(asyncio.ensure_future(request()))
+                await blocked(server, count)
+            third, *done = [asyncio.ensure_future(request()) for _, request in asked[2:]]
             async with asyncio.timeout(PATIENCE_S):  # a group that waits does so for twice as long
                 assert {type(one) for one in await asyncio.gather(*done)} == {done_is}
                 await blocked(server)
-            assert not first.done() and not again.done()
+            assert not any(one.done() for one in (*copies, third))
             session.execute("COMMIT")
         again_is = {"append": Repeated, "submit": Duplicate, "claim": Held}[operation]
-        assert {type(await one) for one in (first, again)} == {done_is, again_is}
+        assert {type(await one) for one in (*copies, third)} == {done_is, again_is}
