@@ -27,6 +27,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,7 +57,7 @@ from tenure.testing.processes import free_port  # noqa: E402
 FATES = ("kill", "freeze", "restart")
 NODES = ("n0", "n1", "n2")
 RUN_S = 90.0
-CANARY = b"sk-canary-of-the-client"
+CANARY = "sk-canary-of-the-client"
 TEMPORARY = {200, 201, 502, 503, 504}
 
 
@@ -99,7 +100,7 @@ class Trial:
         )
 
     def _converse(self, workspace: RemoteWorkspace) -> RemoteConversation:
-        llm = LLM(model="openai/scripted", base_url=self.yard.model.url, api_key=CANARY.decode(), num_retries=0)
+        llm = LLM(model="openai/scripted", base_url=self.yard.model.url, api_key=CANARY, num_retries=0)
         agent = Agent(llm=llm, tools=[Tool(name="act")])
         return RemoteConversation(agent=agent, workspace=workspace, callbacks=[self.seen.append], visualizer=None)
 
@@ -114,7 +115,7 @@ class Trial:
         await self.yard.until(self._acts, "a tool that runs")
         watching = asyncio.create_task(self._watch(conversation, http, urls))
         [record] = await self.yard.store.records([str(conversation.id)])
-        assert record is not None and record.owner is not None
+        assert record is not None and record.owner is not None, record
         lost, epoch = record.owner.node, record.epoch
         began = time.monotonic()
         await self._strike(lost)
@@ -167,7 +168,7 @@ class Trial:
         assert set(proxy.answers) <= TEMPORARY, proxy.answers
         assert not {4001, 4004} & set(proxy.closes), proxy.closes
         assert self.effects.read_text() == "once\n", "the tool ran once"
-        leaks = [file.name for file in self.yard.folder.rglob("*") if file.is_file() and CANARY in file.read_bytes()]
+        leaks = await asyncio.to_thread(_files_with, CANARY, self.yard.folder)
         assert not leaks, f"the key that the client has sent stands in {leaks}"
         assert conversation.state.execution_status.value == "finished"
 
@@ -190,6 +191,14 @@ class Trial:
     def _end(self) -> None:
         for pid in self.pids.values():
             self.yard.signal(pid, signal.SIGKILL)
+
+
+def _files_with(words: str, folder: Path) -> str:
+    """In a process of its own: whoever closes a file of SQLite's gives up the locks that his connections have on it, and
+    from the next node's start on he reads what stood there before."""
+    looked = subprocess.run(["grep", "-rlaF", "-D", "skip", words, str(folder)], capture_output=True, text=True)
+    assert looked.returncode in (0, 1), looked.stderr
+    return looked.stdout
 
 
 async def _is_ready(http: httpx.AsyncClient, url: str) -> bool:
