@@ -78,4 +78,4 @@ async def test_without_the_sdk_nothing_is_measured_and_the_remedy_is_said(monkey
 
     monkeypatch.setattr(openhands, "insist_on_extra", missing)
     with pytest.raises(MeasureFailedError, match=r"pip install 'tenure\[openhands\]'"):
-        await openhands.measure(Stage({}, TINY))
+        await openhands.measure(Stage({}, TINY), Row("openhands"))
