@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
-from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Reason, Release, Submit
+from tenure.abc import About, Append, Appended, Claim, Creation, Death, Held, Reading, Reason, Release, Snapshot, Submit
 from tenure.cli.bench.sampling import MeasureFailedError
 from tenure.clock import SystemClock
-from tenure.conversation import Settle
+from tenure.conversation import Fold, Settle, fold
 from tenure.errors import TenureError
 from tenure.journal import Command, Delivery, Draft
 from tenure.lease import UNCLAIMED, IncarnationId, new_incarnation, new_token
@@ -62,6 +62,8 @@ class Amount:
     """Faults of each kind that a ttl ends, and starts of a node."""
     watched_s: float
     """Of a node that does nothing."""
+    rest_s: float
+    """How long nobody talks before the memory of what rests is looked at; a loop keeps its history for 30 s."""
     wakings: int
     """Of each conversation of some age."""
     held: tuple[int, ...]
@@ -79,18 +81,18 @@ class Amount:
 
 FULL = Amount(
     name="full", total_s=float("inf"), limit_s=1200, piece_s=300, fill_s=90, rounds=5, seconds=2.0, single=500, trials=20,
-    slow_trials=5, watched_s=10, wakings=9, held=(0, 1_000, 10_000, 100_000), stored=(0, 1_000, 10_000, 100_000),
+    slow_trials=5, watched_s=10, rest_s=32, wakings=9, held=(0, 1_000, 10_000, 100_000), stored=(0, 1_000, 10_000, 100_000),
     dead=(10, 1_000, 10_000), resident=10_000, traced=300, history=(10, 100, 1_000, 10_000), streams=100,
 )  # fmt: skip
 QUICK = Amount(
     name="quick", total_s=265, limit_s=120, piece_s=60, fill_s=10, rounds=3, seconds=0.25, single=100, trials=2, slow_trials=1,
-    watched_s=4, wakings=3, held=(0, 1_000, 10_000), stored=(0, 10_000), dead=(10, 1_000), resident=300, traced=100,
+    watched_s=4, rest_s=0, wakings=3, held=(0, 1_000, 10_000), stored=(0, 10_000), dead=(10, 1_000), resident=300, traced=100,
     history=(10, 100, 1_000), streams=20,
     left_out={"openhands": "not in quick amounts: servers with the SDK take a minute to start; --only openhands measures it"},
 )  # fmt: skip
 TINY = Amount(
     name="tiny", total_s=float("inf"), limit_s=600, piece_s=240, fill_s=60, rounds=1, seconds=0.02, single=3, trials=1, slow_trials=1,
-    watched_s=0.4, wakings=1, held=(0, 5), stored=(0, 5), dead=(3,), resident=5, traced=3, history=(3, 10), streams=6,
+    watched_s=0.4, rest_s=0, wakings=1, held=(0, 5), stored=(0, 5), dead=(3,), resident=5, traced=3, history=(3, 10), streams=6,
 )  # fmt: skip
 
 
@@ -144,10 +146,17 @@ class Writer:
         self._number += 1
         self._head = answer.head
 
-    def farewell(self) -> Release:
+    def farewell(self, snapshot: Snapshot | None = None) -> Release:
         """Its release, as an idle conversation is passivated."""
         idle = Settle(runnable=False, started=True)
-        return Release(Append(self.lease, self._number + 1, self._head, (), idle), Reason.IDLE)
+        return Release(Append(self.lease, self._number + 1, self._head, (), idle, snapshot), Reason.IDLE)
+
+    async def snapshot(self) -> Snapshot:
+        """What a node leaves of a conversation with some past when it passivates it."""
+        answer = await self.store.read(self.lease.conversation, 0, self.store.limits.page)
+        if not isinstance(answer, Reading):
+            raise MeasureFailedError(f"the store answered {answer!r} to a reading")
+        return Snapshot(self._head, fold(Fold(), answer.events).as_json())
 
 
 def note(size: int = 200) -> Draft:
@@ -204,10 +213,12 @@ async def create(store: Store, names: Sequence[str], *, text: str | None = None,
     return len(names)
 
 
-async def passivate(writers: Sequence[Writer]) -> None:
+async def passivate(writers: Sequence[Writer], *, old: bool = False) -> None:
+    """Let go of them as a node does; of `old` ones it leaves a snapshot."""
     for start in range(0, len(writers), TOGETHER):
         part = writers[start : start + TOGETHER]
-        await part[0].store.release_all([writer.farewell() for writer in part])
+        farewells = [writer.farewell(await writer.snapshot() if old else None) for writer in part]
+        await part[0].store.release_all(farewells)
 
 
 async def bury(store: Store, me: IncarnationId) -> float:

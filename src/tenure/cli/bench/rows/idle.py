@@ -91,6 +91,7 @@ async def _resident(stage: Stage, place: Place, row: Row) -> None:
             await node.ask("collect", "collected")
             before = node.resident_bytes
             held = await _fill(stage, store, node, warm, count)
+            await _rest(stage, node)
             await node.ask("collect", "collected")
             each = (node.resident_bytes - before) / max(1, held - warm)
             await watch(held)
@@ -133,9 +134,13 @@ async def _memory(stage: Stage, place: Place, tell: str, idle_s: float) -> dict[
             await node.trace()
             await create(store, names("traced", count), text="hello")
             await node.until(lambda: len(node.told[tell]) >= warm + count, "all are there")
-            settled = time.monotonic() + SETTLED_S
-            await node.until(lambda: time.monotonic() > settled, "what was begun is done")
+            await _rest(stage, node)
             return await node.traced()
+
+
+async def _rest(stage: Stage, node: ChildNode) -> None:
+    rested = time.monotonic() + SETTLED_S + stage.amount.rest_s
+    await node.until(lambda: time.monotonic() > rested, "what was begun is done, and nobody talks")
 
 
 async def _fill(stage: Stage, store: Store, node: ChildNode, begin: int, end: int) -> int:
@@ -196,7 +201,7 @@ async def _wake(stage: Stage, place: Place, row: Row) -> None:
         writers = await hold(store, await register(store), names("asleep", 2 * count + looked))
         for writer in writers:
             await writer.append(*(note() for _ in range(EVENTS)))
-        await passivate(writers)
+        await passivate(writers, old=True)
         here, heard = list[float](), list[float]()
         async with child_node(url, tell="live,turn", capacity=3 * count + 10) as node:
             for number, name in enumerate(names("asleep", 2 * count)):
