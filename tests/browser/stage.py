@@ -175,6 +175,9 @@ class Watchers:
 
     async def __aexit__(self, *exc: object) -> None:
         for context in self.browser.contexts:
+            for page in context.pages:
+                # What an answer of ours still does for a page that goes would be thrown at the next test.
+                await page.unroute_all(behavior="ignoreErrors")
             await context.close()
 
     async def open(
