@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -455,6 +456,25 @@ def reports() -> Iterator[list[str]]:
     logging.getLogger("tenure.loop").addHandler(keep)
     yield said
     logging.getLogger("tenure.loop").removeHandler(keep)
+
+
+async def test_a_heartbeat_that_finds_no_descriptors_is_no_end_of_the_node(monkeypatch: pytest.MonkeyPatch):
+    """Its event loop takes some. A node that waited for a registration that never comes would not come back (found by chaos)."""
+    here, failed, make = threading.get_ident(), list[int](), asyncio.events.new_event_loop
+
+    def sometimes_none() -> asyncio.AbstractEventLoop:
+        if threading.get_ident() != here and len(failed) < 2:
+            failed.append(errno.EMFILE)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make()
+
+    monkeypatch.setattr(asyncio.events, "new_event_loop", sometimes_none)
+    async with Cluster() as cluster:
+        node = await cluster.add(ttl_s=1.0)
+        await until(lambda: node.node.readiness() == [])
+        assert failed == [errno.EMFILE] * 2
+        said = await cluster.say(via=node)
+        await until(lambda: cluster.settled(said))
 
 
 @pytest.mark.blocking_ok  # a watch over a blocked loop needs one

@@ -85,7 +85,7 @@ class Heartbeat:
         :raises StoreError: not registered; this incarnation is spent, try with a new one.
         """
         if threaded:
-            threading.Thread(target=lambda: asyncio.run(self._main()), name="tenure-heartbeat", daemon=True).start()
+            threading.Thread(target=self._in_a_thread, name="tenure-heartbeat", daemon=True).start()
         else:
             spawn(self._main(), "heartbeat")
         await asyncio.wrap_future(self._registered)
@@ -103,6 +103,16 @@ class Heartbeat:
                 await asyncio.wrap_future(self._end)
         except TimeoutError:
             self._facts.tell(facts.RetirementUnanswered(self._incarnation, "the heartbeat does not end"))
+
+    def _in_a_thread(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._main())
+        except Exception as error:  # it never began: an event loop takes descriptors, and there may be none left
+            if self._end.done():
+                raise
+            self._registered.set_exception(error)
+            self._end.set_result(None)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
