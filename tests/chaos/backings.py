@@ -30,6 +30,8 @@ class Backing:
     def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
         self.folder = folder / "store"
         self.host = host
+        self.disk = self.folder
+        """Where the store's files are; a disk of its own while `small_disk` could be had."""
         self.ways: dict[str, Proxy] = {}
         """The ways to the store that can fail: of those nodes that were given one."""
         self._small_disk = small_disk
@@ -54,12 +56,19 @@ class Backing:
         self.folder.mkdir()
         async with self._stack:
             if self._small_disk:
-                self._stack.enter_context(_small_disk(self.folder))
+                self._stack.enter_context(_small_disk(self.disk))
             await self._begin()
             yield
 
     async def _begin(self) -> None:
         """Start what must run."""
+
+    def writers(self) -> list[int]:
+        """The processes that write the store's files, where the nodes do not do it themselves."""
+        return []
+
+    async def revive(self) -> None:
+        """See that a server answers again, whatever it has died of."""
 
 
 class SqliteBacking(Backing):
@@ -100,6 +109,12 @@ class RedisBacking(Backing):
     async def _begin(self) -> None:
         await asyncio.to_thread(self._stack.enter_context, self.server)
 
+    def writers(self) -> list[int]:
+        return [self.server.pid] if self.server.running else []
+
+    async def revive(self) -> None:
+        await asyncio.to_thread(self.server.revive)
+
 
 class PostgresBacking(Backing):
     """A server. What it has answered is on its disk."""
@@ -108,7 +123,10 @@ class PostgresBacking(Backing):
 
     def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
         super().__init__(folder, small_disk=small_disk, host=host)
-        self.server = PostgresServer(options={"listen_addresses": f"127.0.0.1,{host}"} if host else None)
+        reached = {"listen_addresses": f"127.0.0.1,{host}"} if host else {}
+        # The log alone must not fill the disk.
+        self.server = PostgresServer(options={"max_wal_size": "32MB", **reached})
+        self.disk = self.server.folder
 
     @property
     def url(self) -> str:
@@ -124,11 +142,17 @@ class PostgresBacking(Backing):
     async def _begin(self) -> None:
         await asyncio.to_thread(self._stack.enter_context, self.server)
 
+    def writers(self) -> list[int]:
+        return self.server.pids if self.server.running else []
+
+    async def revive(self) -> None:
+        await asyncio.to_thread(self.server.revive)
+
 
 @contextlib.contextmanager
 def _small_disk(place: Path) -> Iterator[None]:
     """Nothing is mounted where there are no rights: a full disk is then played with a limit on the size of files."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tenure-chaos", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=755", "tenure-chaos", str(place)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
         yield

@@ -25,7 +25,7 @@ import httpx
 from chaos_clock import Steps
 from world import World
 
-from tenure.testing.processes import NodeProcess
+from tenure.testing.processes import NodeProcess, limited
 from tenure.testing.proxy import Proxy, Way
 
 HOUR_S = 3600.0
@@ -279,23 +279,28 @@ async def store_unreachable(one: World, node: NodeProcess, hold_s: float) -> Asy
         yield
 
 
-@fault(
-    "disk-full", "store", "no byte can be added to the disk of the file", hold=(0.2, 2.0), weight=3, stores=("sqlite",)
-)
+@fault("disk-full", "store", "no byte can be added to the disk that the store is on", hold=(0.2, 2.0), weight=3)
 async def disk_full(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    place: Path = one.backing.folder
-    if not place.is_mount():
-        with contextlib.ExitStack() as stack:
-            for each in one.nodes:
-                stack.enter_context(_limited(each, resource.RLIMIT_FSIZE, lambda pid: 4096))
-            yield
-        return
-    ballast = place / "ballast"
-    try:
-        await asyncio.to_thread(_fill, ballast)
+    """A SQLite file refuses; a PostgreSQL refuses, or ends in a panic; a Redis that must sync each write ends."""
+    async with _full(one):
         yield
-    finally:
-        ballast.unlink(missing_ok=True)
+    await one.backing.revive()
+
+
+@fault(
+    "disk-full-unsynced",
+    "store",
+    "the same while appendfsync is everysec: the server lives, and refuses writes (MISCONF)",
+    hold=(0.2, 2.0),
+    stores=("redis",),
+)
+async def disk_full_unsynced(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
+    server: Any = one.backing.server  # type: ignore[attr-defined]
+    await asyncio.to_thread(server.told, "CONFIG", "SET", "appendfsync", "everysec")
+    async with _full(one):
+        yield
+    await one.backing.revive()
+    await asyncio.to_thread(server.told, "CONFIG", "SET", "appendfsync", "always")
 
 
 LOCKED = """
@@ -321,6 +326,22 @@ async def writer_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIt
 
 
 # --- how ------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _full(one: World) -> AsyncIterator[None]:
+    """The store's disk is full; where none of its own could be had, no file of the store can grow."""
+    disk = one.backing.disk
+    with contextlib.ExitStack() as stack:
+        if disk.is_mount():
+            ballast = disk / "ballast"
+            stack.callback(ballast.unlink, missing_ok=True)
+            await asyncio.to_thread(_fill, ballast)
+        else:
+            for pid in one.backing.writers() or [node.pid for node in one.nodes]:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(limited(pid, resource.RLIMIT_FSIZE, 4096))
+        yield
 
 
 @contextlib.contextmanager

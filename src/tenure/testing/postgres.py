@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Self, cast, final
 import psycopg
 
 from tenure.testing.processes import free_port
-from tenure.testing.servers import PATIENCE_S, ServerFailedError, until
+from tenure.testing.servers import PATIENCE_S, ServerFailedError, revived, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -192,6 +192,13 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
 
+    def revive(self) -> None:
+        """Wait until it takes statements; start it again if it has ended by itself.
+
+        :raises ServerFailedError: it does not, or not again.
+        """
+        revived(self, self._answers)
+
     def stop(self) -> None:
         """Let it end in good order ("fast"): connections are cut, everything is on its disk."""
         self._end(signal.SIGINT)
@@ -212,6 +219,11 @@ class PostgresServer:
     def thaw(self) -> None:
         for pid in (*self._children(), self.pid):
             os.kill(pid, signal.SIGCONT)
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [self.pid, *self._children()]
 
     def _children(self) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]

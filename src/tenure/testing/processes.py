@@ -245,17 +245,21 @@ class NodeProcess:
                 os.kill(pid, signal.SIGKILL)
         return pid != 0
 
-    @contextlib.contextmanager
-    def limited(self, what: int, soft: int) -> Generator[None]:
+    def limited(self, what: int, soft: int) -> contextlib.AbstractContextManager[None]:
         """Lower a limit of the living process (``resource.RLIMIT_…``) while the block runs."""
-        pid = self.pid
-        before, hard = resource.prlimit(pid, what)
-        resource.prlimit(pid, what, (soft, hard))
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, what, (before, hard))
+        return limited(self.pid, what, soft)
+
+
+@contextlib.contextmanager
+def limited(pid: int, what: int, soft: int) -> Generator[None]:
+    """Lower a limit of a living process of ours (``resource.RLIMIT_…``) while the block runs."""
+    before, hard = resource.prlimit(pid, what)
+    resource.prlimit(pid, what, (soft, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, what, (before, hard))
 
 
 @final

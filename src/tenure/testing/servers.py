@@ -17,7 +17,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, Protocol, Self, final
 
 from hiredis import Reader, ReplyError
 
@@ -74,6 +74,25 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE
         if time.monotonic() > deadline:
             raise ServerFailedError(f"not within {patience_s:g} s: {what}")
         time.sleep(POLL_S)
+
+
+class Revivable(Protocol):
+    """A server that can have ended by itself."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def start(self) -> Self: ...
+
+
+def revived(server: Revivable, answers: Callable[[], bool]) -> None:
+    """See that it takes commands; one that has ended, or ends while it is asked, is started again."""
+    try:
+        until(answers, "the server takes commands again")
+    except ServerFailedError:
+        if server.running:
+            raise
+        server.start()
 
 
 def _free_cluster_port() -> int:
@@ -142,6 +161,7 @@ class RedisServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                restore_signals=False,  # a limit on the size of files is an error, as a full disk is, and no SIGXFSZ
             )
         until(self._answers, f"{self.binary.name} on port {self.port} takes commands")
         return self
@@ -160,6 +180,13 @@ class RedisServer:
             return not isinstance(self.say("PING"), Exception)
         except OSError:
             return False
+
+    def revive(self) -> None:
+        """Wait until it takes commands; start it again if it has ended by itself.
+
+        :raises ServerFailedError: it does not, or not again.
+        """
+        revived(self, self._answers)
 
     def stop(self) -> None:
         """Let it end in good order: what it has is on its disk."""
