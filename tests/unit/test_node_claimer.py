@@ -20,6 +20,7 @@ from tenure.abc import About, Buried, Death
 from tenure.clock import Instant
 from tenure.lease import IncarnationId
 from tenure.node.claimer import BATCH
+from tenure.node.incarnation import DEATHS, Incarnation
 
 ABOUT = About("other", "test://other", 10, ("echo",), Instant(0.0))
 
@@ -109,6 +110,14 @@ async def test_only_the_expired_are_buried(cluster: Cluster):
     assert not cluster.dead(b.incarnation)
 
 
+def test_what_is_remembered_of_the_dead_does_not_grow_for_ever():
+    incarnation = Incarnation(IncarnationId("heir"))
+    for number in range(DEATHS + 2):
+        incarnation.learn(IncarnationId(f"dead{number}"), Death.EXITED)
+    assert len(incarnation.deaths) == DEATHS
+    assert "dead1" not in incarnation.deaths and f"dead{DEATHS + 1}" in incarnation.deaths
+
+
 @in_virtual_time
 async def test_c23_a_lease_that_a_step_of_the_stores_clock_made_long_is_clamped(cluster: Cluster):
     await cluster.add()
@@ -158,6 +167,37 @@ async def test_more_than_a_batch_is_claimed_in_one_sweep(cluster: Cluster):
     await until(lambda: sum(cluster.owner(c) is not None for c in names) == BATCH + 40, 5)
     sizes = [len(args[0]) for name, args in node.rig.calls if name == "claim_all"]
     assert sizes == [BATCH, 40]
+
+
+@in_virtual_time
+async def test_the_next_page_is_looked_up_while_one_is_claimed(cluster: Cluster):
+    names = [f"c{n:03}" for n in range(2 * BATCH)]
+    for name in names:
+        await cluster.say(conversation=name)
+    node = await cluster.add(capacity=2 * BATCH)
+    answer = asyncio.Event()
+    node.rig.always("claim_all", answered_after(answer))
+    await until(lambda: len([args for name, args in node.rig.calls if name == "wanted" and args[2]]) == 1)
+    await asyncio.sleep(0.5)
+    assert node.rig.count("claim_all") == 1, "one batch is under way; others get their share of what is left"
+    answer.set()
+    await until(lambda: all(cluster.owner(c) for c in names))
+
+
+@in_virtual_time
+async def test_a_page_that_cannot_be_looked_up_loses_no_claim(cluster: Cluster):
+    names = [f"c{n:03}" for n in range(BATCH + 50)]
+    for name in names:
+        await cluster.say(conversation=name)
+    node = await cluster.add(capacity=2 * BATCH)
+    answer = asyncio.Event()
+    node.rig.once("claim_all", answered_after(answer))
+    node.rig.once("wanted", lose_the_request, lambda *args: args[2] is not None)
+    await until(lambda: node.rig.count("wanted") >= 4)  # it sweeps again
+    answer.set()
+    await until(lambda: all(cluster.owner(c) for c in names))
+    sizes = sorted(len(args[0]) for name, args in node.rig.calls if name == "claim_all")
+    assert sizes == [50, BATCH], "none of them was claimed twice"
 
 
 @in_virtual_time

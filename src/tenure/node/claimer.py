@@ -22,7 +22,7 @@ from tenure.node.tenure import ANYTHING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenure.abc import Claimed
+    from tenure.abc import Claimed, Page
     from tenure.conversation import Record
     from tenure.node.incarnation import Incarnation
     from tenure.node.tenure import Means
@@ -152,23 +152,29 @@ class Claimer:
             self._means.pace.let_on()
 
     async def _claim_page_by_page(self) -> int:
-        cursor: str | None = None
         found = begun = 0
+        page = await self._page(None)
         while True:
-            page = await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
             free = [w for w in page.items if not self._poked(w) and not self._at_it(w.conversation)]
             room = self._room()
             found += len(free)
             if page.cursor is not None and room > len(free):
                 self._means.pace.hold_back()  # more are to be claimed: that first
+            claiming = None
             if free and room > 0:
                 self._means.rng.shuffle(free)
                 begun += len(free[:room])
-                await settled(self._begin(free[:room]))
-            cursor = page.cursor
-            if cursor is None or self._incarnation.given_up:
+                claiming = self._begin(free[:room])
+            following = None if page.cursor is None else await self._page(page.cursor)  # while these are claimed
+            if claiming is not None:
+                await settled(claiming)
+            if following is None or self._incarnation.given_up:
                 self._means.facts.tell(facts.Swept(found, begun))
                 return found - begun
+            page = following
+
+    async def _page(self, cursor: str | None) -> Page[Wanted]:
+        return await self._means.store.wanted(self._incarnation.id, tuple(self._means.agents), cursor, BATCH)
 
     def _poked(self, wanted: Wanted) -> bool:
         """Mine, and the table holds exactly that lease: let it look."""

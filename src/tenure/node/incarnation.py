@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tenure.node.rehydration import Rehydration
     from tenure.node.tenure import Means, Tenure
 
+DEATHS = 256
+"""How many dead owners are remembered; another one is asked for again."""
 
 _OF_THIS_PROCESS: weakref.WeakSet[Incarnation] = weakref.WeakSet()
 
@@ -51,7 +53,8 @@ class Incarnation:
         self.claiming: dict[str, asyncio.Task[None]] = {}
         """Conversations that the sweep claims just now."""
         self.deaths: dict[IncarnationId, Death] = {}
-        """How others ended, as far as this one has asked: they stay dead, and a sweep meets the same one again and again."""
+        """How others ended, as far as this one has asked: they stay dead, and a sweep meets the same one again and again.
+        The last :data:`DEATHS` of them."""
         self.activity = Activity()
         """What people are told of the last hour."""
         self.over = asyncio.Event()
@@ -78,6 +81,12 @@ class Incarnation:
     def load(self) -> Load:
         """What the next renewal says of it. From the heartbeat's thread."""
         return Load(len(self.table), self.draining)
+
+    def learn(self, other: IncarnationId, death: Death) -> None:
+        """Remember how another one ended."""
+        self.deaths[other] = death
+        if len(self.deaths) > DEATHS:
+            del self.deaths[next(iter(self.deaths))]
 
     def give_up(self, why: str) -> None:
         """For good: every tenure is lost, everything of it is refused from now on (rule 11)."""

@@ -308,7 +308,7 @@ async def death_of(incarnation: Incarnation, owner: IncarnationId | None) -> Dea
         return None
     if not isinstance(answer, Buried) or answer.why is None:
         return None
-    incarnation.deaths[owner] = answer.why
+    incarnation.learn(owner, answer.why)
     return answer.why
 
 
