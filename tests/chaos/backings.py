@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -70,6 +71,13 @@ class Backing:
     async def revive(self) -> None:
         """See that a server answers again, whatever it has died of."""
 
+    def describe(self) -> list[str]:
+        """What is to be known of it when something was broken: its disk, the last lines of its server's log."""
+        room = shutil.disk_usage(self.disk)
+        lines = [f"disk of the store: {room.free >> 10} KiB free of {room.total >> 10}"]
+        lines += [f"    {file.name}: {file.stat().st_size >> 10} KiB" for file in self.disk.iterdir() if file.is_file()]
+        return lines
+
 
 class SqliteBacking(Backing):
     """A file."""
@@ -115,6 +123,9 @@ class RedisBacking(Backing):
     async def revive(self) -> None:
         await asyncio.to_thread(self.server.revive)
 
+    def describe(self) -> list[str]:
+        return [*super().describe(), *_end_of(self.server)]
+
 
 class PostgresBacking(Backing):
     """A server. What it has answered is on its disk."""
@@ -147,6 +158,13 @@ class PostgresBacking(Backing):
 
     async def revive(self) -> None:
         await asyncio.to_thread(self.server.revive)
+
+    def describe(self) -> list[str]:
+        return [*super().describe(), *_end_of(self.server)]
+
+
+def _end_of(server: RedisServer | PostgresServer) -> list[str]:
+    return [f"the server {'runs' if server.running else 'has ended'}; its log:", *server.log.splitlines()[-30:]]
 
 
 @contextlib.contextmanager

@@ -200,6 +200,7 @@ class Run:
         self.report.seconds = time.monotonic() - self._began
         whole = _leaves(error)
         lines = ["the timeline of the round (seconds):", *self.timeline, "", *whole, ""]
+        lines += [*self.one.backing.describe(), ""]
         lines += ["up to then:", *self.report.lines(f"a promise broken in round {seed}"), ""]
         lines.append(
             f"again: python tests/chaos/combined.py --store {self.report.store} --seed {seed} --faults {ROUND}"

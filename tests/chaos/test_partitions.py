@@ -1,7 +1,8 @@
-"""One-way partitions between a node and its store, in the kernel: a network namespace of its own for the node.
+"""Networks that fail in the kernel, a network namespace of its own for the node: one-way partitions between it and its
+store, packets that are late, packets that are lost.
 
-Where the rights for namespaces are missing, the proxy of the fault menu (`way-there`, `way-back`, `way-parted`) stands for
-them alone; the test's record says so, and the last line of `make test` with it.
+Where the rights for namespaces are missing, the proxy of the fault menu (`way-there`, `way-back`, `way-parted`, `way-slow`)
+stands for them alone; the test's record says so, and the last line of `make test` with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from tenure.testing.netns import Namespace, Way
 from tenure.testing.processes import NodeProcess
 
 TTL_S = 1.5
+LONG_TTL_S = 3.0
+"""So long that a noisy machine and some late packets do not cost a lease."""
 OPTIONS = ("--sweep-s", "0.3")
 
 
@@ -52,5 +55,48 @@ async def test_a_node_that_is_cut_off_one_way_is_succeeded(tmp_path, record_prop
                 after = await one.send(conversation, "after", hit)
                 await one.answered(conversation, after)
             assert hit.log.count("incarnation given up") >= 3, "it stopped by itself each time"
+            await one.quiescent()
+            await one.judge()
+
+
+async def test_a_node_at_the_end_of_a_long_cable_keeps_its_turns_until_its_store_is_a_ttl_away(
+    tmp_path, record_property
+):
+    """Each packet is late, or some are lost, and the kernel's TCP sends them again: the owner lives with it. If a renewal
+    takes longer than the ttl, it does not."""
+    if "redis" not in CHOSEN:
+        return  # named others only
+    if not netns.possible(long=True):
+        record_property("left-out", "no TUN devices in namespaces here, so packets are late in the proxy alone")
+        return
+    with Namespace(long=True) as place:
+        async with world(tmp_path, "redis", host=place.host, ttl_s=LONG_TTL_S, options=OPTIONS) as one:
+            hit, other = one.node("hit", place=place), one.node("other")
+            await one.nodes.start()
+
+            await _in_mid_turn(one, "late", hit, other)
+            with place.wire.late(LONG_TTL_S / 30):
+                during = await one.send("late", "during", other)
+                await one.answered("late", during)
+            assert [e.body["node"] for e in await one.events("late") if e.kind == "claimed"] == ["hit"]
+
+            await _in_mid_turn(one, "lossy", hit, other)
+            lost = place.wire.lost
+            with place.wire.lossy(0.1):
+                for number in range(3):
+                    during = await one.send("lossy", f"during {number}", hit, other)
+                    await one.answered("lossy", during)
+            assert place.wire.lost > lost, "packets were lost"
+
+            await _in_mid_turn(one, "too-late", hit, other)
+            with place.wire.late(LONG_TTL_S):
+                taken = await one.event("too-late", "claimed", count=2)
+                during = await one.send("too-late", "during", other)
+                await one.answered("too-late", during)
+            assert taken.body["node"] == "other" and taken.body["previous"], taken
+            assert "incarnation given up" in hit.log, "it stopped by itself"
+            await hit.ready()
+            after = await one.send("too-late", "after", hit)
+            await one.answered("too-late", after)
             await one.quiescent()
             await one.judge()

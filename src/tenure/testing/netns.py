@@ -3,18 +3,22 @@
 Needs Linux, ``ip`` and the right to make namespaces (:func:`possible` says so). A one-way partition is made at the link
 layer: whoever sends believes another hardware address, so that the packets leave and nobody takes them. Nothing is refused
 and nothing is reset, as when a switch drops packets; after the heal TCP sends them again.
+
+With ``long=True`` the cable is a :class:`tenure.testing.wire.Wire`: its packets pass through this process, which can delay
+and lose them, as ``netem`` does where a kernel has it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import itertools
 import os
 import shutil
 import subprocess
 from functools import cache
 from typing import TYPE_CHECKING, Self, final
+
+from tenure.testing.wire import Way, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,20 +29,13 @@ TIMEOUT_S = 10.0
 _numbers = itertools.count(1)
 
 
-class Way(enum.Enum):
-    """A direction, seen from inside of the namespace."""
-
-    OUT = "out"
-    IN = "in"
-
-
 @cache
-def possible() -> bool:
-    """Whether this process may make namespaces and cables."""
+def possible(*, long: bool = False) -> bool:
+    """Whether this process may make namespaces and cables, and long ones."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     try:
-        with Namespace():
+        with Namespace(long=long):
             return True
     except (subprocess.SubprocessError, OSError):
         return False
@@ -48,15 +45,24 @@ def possible() -> bool:
 class Namespace:
     """``with Namespace() as place``: start processes with ``place.prefix``; they reach this machine as ``place.host``.
 
+    :param long: with a cable through this process, :attr:`wire`.
     :raises subprocess.CalledProcessError: the kernel or the rights do not allow it.
+    :raises OSError: the same, of a long one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, long: bool = False) -> None:
         number = next(_numbers)
         self.name = f"tenure-{os.getpid()}-{number}"
         self._outer, self._inner = f"tn{os.getpid() % 100000}o{number}", f"tn{os.getpid() % 100000}i{number}"
         net = f"10.{99 + number // 250}.{number % 250}"
         self.host, self.inside = f"{net}.1", f"{net}.2"
+        self._wire = Wire(self._inner, self._outer, seed=number) if long else None
+
+    @property
+    def wire(self) -> Wire:
+        """The long cable."""
+        assert self._wire is not None, "ask for a long one"
+        return self._wire
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -67,7 +73,11 @@ class Namespace:
         with contextlib.ExitStack() as undo:
             _ip("netns", "add", self.name)
             undo.callback(self._remove)
-            _ip("link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self.name)
+            if self._wire is None:
+                _ip("link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self.name)
+            else:
+                self._wire.__enter__()
+                _ip("link", "set", self._inner, "netns", self.name)
             _ip("addr", "add", f"{self.host}/24", "dev", self._outer)
             _ip("link", "set", self._outer, "up")
             self._in("addr", "add", f"{self.inside}/24", "dev", self._inner)
@@ -80,8 +90,11 @@ class Namespace:
         self._remove()
 
     def _remove(self) -> None:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _ip("link", "del", self._outer)
+        if self._wire is not None:
+            self._wire.__exit__()
+        else:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("link", "del", self._outer)
         _ip("netns", "del", self.name)
 
     # --- faults -----------------------------------------------------------------------------------------------------
@@ -89,6 +102,10 @@ class Namespace:
     @contextlib.contextmanager
     def partition(self, *ways: Way) -> Generator[None]:
         """While the block runs, nothing arrives that goes these ways."""
+        if self._wire is not None:
+            with self._wire.lossy(1.0, *ways):
+                yield
+            return
         try:
             for way in ways:
                 self._neighbour(way, "replace", "lladdr", NOBODY, "nud", "permanent")
