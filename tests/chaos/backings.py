@@ -101,7 +101,9 @@ class RedisBacking(Backing):
     def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
         super().__init__(folder, small_disk=small_disk, host=host)
         reached = {"bind": f"127.0.0.1 {host}", "protected-mode": "no"} if host else {}
-        self.server = RedisServer(self.folder, options={"appendfsync": "always", **reached})
+        # Each start counts growth anew: a server that is often started again would never rewrite its file, and fill the disk.
+        rewritten = {"auto-aof-rewrite-min-size": "32mb", "auto-aof-rewrite-percentage": "1"}
+        self.server = RedisServer(self.folder, options={"appendfsync": "always", **rewritten, **reached})
 
     @property
     def url(self) -> str:

@@ -17,7 +17,7 @@ from tenure.conversation import Settle
 from tenure.errors import StoreUnavailableError
 from tenure.lease import Epoch, IncarnationId, Token
 from tenure.node.claimer import Claimer
-from tenure.stores.redis.scripts import Call, Share, joined, script
+from tenure.stores.redis.scripts import Call, Share, all_scripts, joined, script
 from tenure.stores.redis.servers import Servers
 from tenure.testing.provider import FaultyProvider, Machine
 from tenure.testing.servers import RedisServer, Watched
@@ -410,6 +410,25 @@ async def test_a_duplicate_evalsha_changes_nothing(server: RedisServer, stage: S
     assert (node.incarnation, node.beat) == (IncarnationId(me), 1)
     command = await unsent.of(store.delete(conversation, Epoch(2), "user"))
     assert [server.told(*command) for _ in range(2)] == 2 * [[b"deleted", b"3"]]
+
+
+async def test_a_connection_brings_the_scripts_that_the_server_lacks_and_no_other(server: RedisServer, stage: Stage):
+    """Before 7.0 each one that is sent goes to the append-only file and to the replicas: 180 KB for each connection."""
+    assert stage is not None, "somebody was here before"
+
+    async def opened() -> tuple[int, list[int]]:
+        before = int(server.info("persistence")["aof_current_size"])
+        async with redis_servers.stage_on(server.url(prefix=redis_servers.prefix())) as another:
+            await another.node()
+        grown = int(server.info("persistence")["aof_current_size"]) - before
+        return grown, server.told("SCRIPT", "EXISTS", *(one.sha for one in all_scripts()))
+
+    texts = sum(len(one.text) for one in all_scripts())
+    grown, known = await opened()
+    assert grown < texts / 5 and all(known)
+    server.told("SCRIPT", "FLUSH")
+    _, known = await opened()
+    assert all(known)
 
 
 async def test_a_server_that_forgot_the_scripts_is_told_them_again(server: RedisServer, stage: Stage):

@@ -31,7 +31,8 @@ async def server(says: Says) -> AsyncIterator[tuple[Endpoint, list[list[bytes]]]
             commands.feed(data)
             while command := commands.gets():
                 if command[0] in (b"CLIENT", b"SCRIPT", b"AUTH"):
-                    writer.write(OK)
+                    known = b"*%d\r\n" % (len(command) - 2) + b":1\r\n" * (len(command) - 2)
+                    writer.write(known if command[1] == b"EXISTS" else OK)
                     continue
                 heard.append(command)
                 answer = says(command)

@@ -317,7 +317,7 @@ async def connect(
     wait: int = 0,
     scripts: bool = True,
 ) -> Link:
-    """Connect, log in, choose the database, and send the scripts.
+    """Connect, log in, choose the database, and send the scripts that the server lacks.
 
     :raises StoreUnavailableError: nobody answers there in time.
     :raises StoreUnfitError: the server refuses the login or the database.
@@ -348,11 +348,23 @@ async def _greet(link: Link, credentials: Credentials, db: int, *, scripts: bool
         greeting.append(("SELECT", db))
     greeting.append(("CLIENT", "SETNAME", "tenure"))
     if scripts:
-        greeting += [("SCRIPT", "LOAD", script.text) for script in all_scripts()]
-    for command, reply in zip(greeting, await link.ask(*greeting), strict=True):
+        greeting.append(("SCRIPT", "EXISTS", *(script.sha for script in all_scripts())))
+    replies = await link.ask(*greeting)
+    for command, reply in zip(greeting, replies, strict=True):
         if isinstance(reply, ReplyError) and command[0] in ("AUTH", "SELECT"):
             said = str(reply).replace(credentials.password or "\0", "***")  # some servers repeat what they were sent
             raise _refusal(link.endpoint, str(command[0]), said)
+    if scripts:
+        await _load(link, replies[-1])
+
+
+async def _load(link: Link, known: Reply) -> None:
+    """Send the scripts that the server does not have. Not all of them each time: before 7.0 a server writes each one that it is
+    sent to its append-only file and to its replicas, known or not."""
+    scripts = all_scripts()
+    there = [0] * len(scripts) if isinstance(known, ReplyError) else known
+    if missing := [script for script, is_there in zip(scripts, there, strict=True) if not is_there]:
+        await link.ask(*(("SCRIPT", "LOAD", script.text) for script in missing))
 
 
 def _refusal(endpoint: Endpoint, command: str, said: str) -> StoreUnfitError | StoreUnavailableError:
