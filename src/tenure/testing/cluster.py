@@ -20,6 +20,7 @@ from tenure.abc import Death
 from tenure.config import Config
 from tenure.errors import StoreError
 from tenure.node import Node
+from tenure.testing import history
 from tenure.testing.backing import MemoryBacking
 from tenure.testing.faults import Conditions, FaultyStore, Link
 from tenure.testing.recorder import Recorder
@@ -173,8 +174,11 @@ class SimCluster:
         if process is None or process.dead:
             return
         self.note(f"{process.name} is killed" + (", seen by its witness" if witness else ""))
+        incarnation = None if node is None else _incarnation(node)
+        if incarnation is not None:
+            self.recorder.history.add(history.Death(incarnation, self.loop.time()))
         self._bring_down(member, process)
-        if witness and node is not None and (incarnation := _incarnation(node)) is not None:
+        if witness and incarnation is not None:
             self.loop.call_later(self.rng.uniform(0.001, 0.01), self._bury, incarnation, context=Context())
         self.loop.call_later(restart_s, self.start, member, context=Context())
 
