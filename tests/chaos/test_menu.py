@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ async def test_a_fault_alone(clusters: Clusters, store: str, fault: Fault):
     async with fault.inject(one, hit, expected.hold_s):
         if fault.name == "no-memory":
             one.ask(one.send(conversation, "too much", hit, hog_mib=512))
+        elif fault.name == "no-descriptors":
+            one.ask(_knocked(hit))
         elif fault.target == "front":
             one.ask(one.send(conversation, "through a bad network", hit))
         told = await _tried(one, other if fault.target != "front" else hit, expected.hold_s)
@@ -158,6 +161,9 @@ async def test_a_fault_alone(clusters: Clusters, store: str, fault: Fault):
             return hit.witness not in (0, witness)
 
         await one.until(another, "another witness")
+    if fault.name == "no-descriptors":
+        assert "no connection can be accepted" in hit.log
+        assert "out of system resource" not in hit.log, "a traceback for each place of the socket's queue"
     if fault.name == "no-memory":
         assert [e for e in events if e.kind == "turn_failed" and "MemoryError" in str(e.body)], "the turn failed alone"
     assert (await one.get(f"/conversations/{conversation}/events", hit))["events"], "whoever was hit serves again"
@@ -180,6 +186,13 @@ async def _in_mid_turn(one: World, conversation: str, owner: NodeProcess, pause_
     sent = await one.send(conversation, "before", owner, between_s=pause_s)
     await one.event(conversation, "call_started", count=2)
     return sent
+
+
+async def _knocked(node: NodeProcess) -> None:
+    """A connection of its own."""
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
+        with contextlib.suppress(httpx.TransportError):
+            await http.get(f"{node.url}/")
 
 
 async def _here(one: World, path: str) -> bool:

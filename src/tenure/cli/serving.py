@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 import uvicorn
 
 from tenure import facts
+from tenure.cli.accepting import tell_once
 from tenure.cli.collecting import collect_seldom
 from tenure.cli.compose import compose, local_url, located
 from tenure.cli.exits import Exit
@@ -87,6 +88,7 @@ async def _live(node: Node, listener: socket.socket, departure: Departure, traci
         return Exit.OK
     await entering
     collect_seldom()
+    tell_once(asyncio.get_running_loop(), node.facts)
     server = _Server(_uvicorn_config(node, app))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     announcing = asyncio.create_task(_announce(node, server), name="announce")

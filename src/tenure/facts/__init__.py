@@ -497,6 +497,13 @@ class RequestFailed(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionsUnaccepted(Fact):
+    event, level = "http.unaccepted", ERROR
+    says = "no connection can be accepted: {error}; raise the limit of open files"
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class TracesOff(Fact):
     event, level, says = "traces.off", WARNING, "no traces are sent: {why}; {remedy}"
     why: str

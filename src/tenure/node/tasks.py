@@ -7,6 +7,7 @@ that dies in silence is the commonest way in which clusters stop recovering.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any, final
 
 from tenure import facts
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from tenure.facts import Facts
+
+STORE_PAUSE_S = 2.0
+"""How long at most somebody who works without end lets a store rest that did not answer, before jitter."""
 
 
 @final
@@ -36,21 +40,26 @@ class Tasks:
         return task
 
     def supervise(self, work: Callable[[], Awaitable[None]], name: str, pause_s: float) -> asyncio.Task[None]:
-        """Keep `work` running: restarted after any exception, loudly, after about `pause_s` and ever longer."""
+        """Keep `work` running: restarted after any exception, loudly, after about `pause_s` and ever longer.
+
+        Not ever longer for a store that is away: nothing of the node is of use until it is asked again.
+        """
 
         async def keep() -> None:
             failures = 0
             while True:
                 started = asyncio.get_running_loop().time()
+                longest_s = math.inf
                 try:
                     await work()
                 except StoreUnavailableError as error:
                     self._facts.tell(facts.StoreAwaited(name, str(error)))
+                    longest_s = max(pause_s, STORE_PAUSE_S)
                 except Exception:
                     self._facts.tell(facts.TaskFailed(name), traced=True)
                 ran_s = asyncio.get_running_loop().time() - started
                 failures = 0 if ran_s > 20 * pause_s else min(failures + 1, 6)
-                await asyncio.sleep(pause_s * 2**failures * self._rng.uniform(0.25, 0.75))
+                await asyncio.sleep(min(pause_s * 2**failures, longest_s) * self._rng.uniform(0.25, 0.75))
 
         return self.start(keep(), name)
 
