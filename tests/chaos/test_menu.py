@@ -67,7 +67,7 @@ EXPECTED: dict[str, Expected] = {
     "store-unreachable": Expected("any", BEYOND_S, writes=False),
     # What has room where it is goes on: a page that is half full, a log that is written over.
     "disk-full": Expected("any", BEYOND_S, bites=("redis",)),
-    "disk-full-unsynced": Expected("any", bites=("redis",)),
+    "disk-full-unsynced": Expected("any", BEYOND_S, bites=("redis",)),
     "writer-frozen": Expected("any", writes=False),
 }
 

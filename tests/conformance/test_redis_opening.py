@@ -99,6 +99,13 @@ async def test_a_wrong_password_is_refused_and_not_repeated(start: Start):
         await weakened_on(url.replace(":wrong-one@", ""))
 
 
+async def test_a_user_who_may_not_ask_for_scripts_brings_each_with_its_first_call(start: Start):
+    server = start()
+    server.told("ACL", "SETUSER", "bare", "on", ">secret", "~*", "&*", "+@all", "-script")
+    async with RedisStore(server.url().replace("://", "://bare:secret@")) as store:
+        assert await store.records(["none"]) == [None]
+
+
 async def test_nobody_listens(start: Start):
     server = start()
     server.stop()

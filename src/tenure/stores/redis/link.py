@@ -347,23 +347,16 @@ async def _greet(link: Link, credentials: Credentials, db: int, *, scripts: bool
     if db:
         greeting.append(("SELECT", db))
     greeting.append(("CLIENT", "SETNAME", "tenure"))
-    if scripts:
-        greeting.append(("SCRIPT", "EXISTS", *(script.sha for script in all_scripts())))
+    known = len(greeting)
+    if scripts:  # one by one: a server hangs up on who names more than ten things and is not logged in
+        greeting += [("SCRIPT", "EXISTS", script.sha) for script in all_scripts()]
     replies = await link.ask(*greeting)
     for command, reply in zip(greeting, replies, strict=True):
         if isinstance(reply, ReplyError) and command[0] in ("AUTH", "SELECT"):
             said = str(reply).replace(credentials.password or "\0", "***")  # some servers repeat what they were sent
             raise _refusal(link.endpoint, str(command[0]), said)
-    if scripts:
-        await _load(link, replies[-1])
-
-
-async def _load(link: Link, known: Reply) -> None:
-    """Send the scripts that the server does not have. Not all of them each time: before 7.0 a server writes each one that it is
-    sent to its append-only file and to its replicas, known or not."""
-    scripts = all_scripts()
-    there = [0] * len(scripts) if isinstance(known, ReplyError) else known
-    if missing := [script for script, is_there in zip(scripts, there, strict=True) if not is_there]:
+    if missing := [script for script, there in zip(all_scripts(), replies[known:], strict=False) if there == [0]]:
+        # Not all of them each time: before 7.0 a server writes each one to its append-only file and to its replicas, known or not.
         await link.ask(*(("SCRIPT", "LOAD", script.text) for script in missing))
 
 
