@@ -597,7 +597,7 @@ async def test_a_failover_to_a_stale_replica(server: RedisServer, tmp_path: Path
             behind, lost = await stage.node(ttl_s=60), await stage.node(ttl_s=60)
             writer = await stage.claim(conversation, behind)
             await writer.append(note("kept"))
-            assert server.told("WAIT", 1, 5000) == 1
+            server.replicated_by(replica)
             replica.told("REPLICAOF", "NO", "ONE")  # from here on it is behind
             await writer.append(note("lost"))
             await writer.append(note("lost as well"))

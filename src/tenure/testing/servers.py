@@ -270,6 +270,14 @@ class RedisServer:
         lines = self.told("INFO", section).decode().splitlines()
         return {name: value for name, _, value in (line.partition(":") for line in lines)}
 
+    def replicated_by(self, replica: RedisServer) -> None:
+        """Wait until a replica has all that this server has written up to now.
+
+        ``WAIT`` would not do: it speaks for what was written on its own connection, and that is nothing.
+        """
+        written = int(self.info("replication")["master_repl_offset"])
+        until(lambda: int(replica.info("replication")["slave_repl_offset"]) >= written, "the replica has it all")
+
     def calls(self) -> dict[str, int]:
         """How often each command was called since :meth:`forget_calls`, by scripts as well."""
         stats = self.info("commandstats")
