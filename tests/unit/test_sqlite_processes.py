@@ -131,7 +131,7 @@ def test_kill_nine_loses_no_accepted_command(tmp_path: Path):
 
 
 FREEZES = """
-    import asyncio, os, signal, sys
+    import asyncio, os, signal, sys, threading
     sys.path.insert(0, sys.argv[1])
     from sqlite_support import *
     from tenure.abc import Limits
@@ -144,7 +144,8 @@ FREEZES = """
             def stop_inside(tx):
                 flush(tx)
                 print("inside", flush=True)
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # This very thread takes it, and at once: sent to the process it waits for the main thread to be scheduled.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             Transaction.flush = stop_inside
             await append(store, batch(lease, 1))
             print("done", flush=True)

@@ -31,10 +31,6 @@ def is_busy(error: BaseException) -> bool:
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-_CHANCE = random.Random()
-"""One for all: to seed it takes longer than most attempts."""
-
-
 def persist[T](attempt: Callable[[], T], timeout_s: float, waited_s: float = 0.0) -> T:
     """Repeat an attempt while the database is busy, with pauses of random length, for up to `timeout_s` in all.
 
@@ -43,6 +39,7 @@ def persist[T](attempt: Callable[[], T], timeout_s: float, waited_s: float = 0.0
 
     :raises sqlite3.OperationalError: still busy after that time, or any other error at once.
     """
+    chance = random.Random()
     since, longest = time.perf_counter() - waited_s, 0.001
     while True:
         try:
@@ -51,7 +48,7 @@ def persist[T](attempt: Callable[[], T], timeout_s: float, waited_s: float = 0.0
             waited_s = time.perf_counter() - since
             if not is_busy(error) or waited_s >= timeout_s:
                 raise
-        time.sleep(_CHANCE.uniform(0.0002, longest))
+        time.sleep(chance.uniform(0.0002, longest))
         longest = min(longest * 1.5, max(LONGEST_PAUSE_S * (1 - 2 * waited_s / timeout_s), SHORTEST_PAUSE_S))
 
 
