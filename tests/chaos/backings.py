@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from tenure.testing.postgres import PostgresServer
 from tenure.testing.proxy import Proxy
-from tenure.testing.servers import RedisServer
+from tenure.testing.servers import RedisServer, ServerFailedError
 
 DISK_MIB = 192
 
@@ -74,9 +74,7 @@ class Backing:
     def describe(self) -> list[str]:
         """What is to be known of it when something was broken: its disk, the last lines of its server's log."""
         room = shutil.disk_usage(self.disk)
-        lines = [f"disk of the store: {room.free >> 10} KiB free of {room.total >> 10}"]
-        lines += [f"    {file.name}: {file.stat().st_size >> 10} KiB" for file in self.disk.iterdir() if file.is_file()]
-        return lines
+        return [f"disk of the store: {room.free >> 10} KiB free of {room.total >> 10}"]
 
 
 class SqliteBacking(Backing):
@@ -93,53 +91,10 @@ class SqliteBacking(Backing):
         return f"sqlite:///{self.file}"
 
 
-class RedisBacking(Backing):
-    """A server. Every accepted write is in its file before it is answered, so that a restart loses nothing."""
+class ServerBacking(Backing):
+    """A server of its own, which keeps what it has answered."""
 
-    name = "redis"
-
-    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
-        super().__init__(folder, small_disk=small_disk, host=host)
-        reached = {"bind": f"127.0.0.1 {host}", "protected-mode": "no"} if host else {}
-        # Each start counts growth anew: a server that is often started again would never rewrite its file, and fill the disk.
-        rewritten = {"auto-aof-rewrite-min-size": "32mb", "auto-aof-rewrite-percentage": "1"}
-        self.server = RedisServer(self.folder, options={"appendfsync": "always", **rewritten, **reached})
-
-    @property
-    def url(self) -> str:
-        return self.server.url()
-
-    def url_for(self, node: str) -> str:
-        return f"redis://127.0.0.1:{self.ways[node].port}/0" if node in self.ways else self.url
-
-    async def way(self, node: str) -> Proxy:
-        self.ways[node] = await self._stack.enter_async_context(Proxy(self.server.port))
-        return self.ways[node]
-
-    async def _begin(self) -> None:
-        await asyncio.to_thread(self._stack.enter_context, self.server)
-
-    def writers(self) -> list[int]:
-        return [self.server.pid] if self.server.running else []
-
-    async def revive(self) -> None:
-        await asyncio.to_thread(self.server.revive)
-
-    def describe(self) -> list[str]:
-        return [*super().describe(), *_end_of(self.server)]
-
-
-class PostgresBacking(Backing):
-    """A server. What it has answered is on its disk."""
-
-    name = "postgres"
-
-    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
-        super().__init__(folder, small_disk=small_disk, host=host)
-        reached = {"listen_addresses": f"127.0.0.1,{host}"} if host else {}
-        # The log alone must not fill the disk.
-        self.server = PostgresServer(options={"max_wal_size": "32MB", **reached})
-        self.disk = self.server.folder
+    server: RedisServer | PostgresServer
 
     @property
     def url(self) -> str:
@@ -159,14 +114,44 @@ class PostgresBacking(Backing):
         return self.server.pids if self.server.running else []
 
     async def revive(self) -> None:
-        await asyncio.to_thread(self.server.revive)
+        try:
+            await asyncio.to_thread(self.server.ready)
+        except ServerFailedError:
+            if self.server.running:
+                raise
+            await asyncio.to_thread(self.server.start)
 
     def describe(self) -> list[str]:
-        return [*super().describe(), *_end_of(self.server)]
+        state = "runs" if self.server.running else "has ended"
+        return [*super().describe(), f"the server {state}; its log:", *self.server.log.splitlines()[-30:]]
 
 
-def _end_of(server: RedisServer | PostgresServer) -> list[str]:
-    return [f"the server {'runs' if server.running else 'has ended'}; its log:", *server.log.splitlines()[-30:]]
+class RedisBacking(ServerBacking):
+    """Every accepted write is in its file before it is answered, so that a restart loses nothing."""
+
+    name = "redis"
+    server: RedisServer
+
+    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
+        super().__init__(folder, small_disk=small_disk, host=host)
+        reached = {"bind": f"127.0.0.1 {host}", "protected-mode": "no"} if host else {}
+        # Each start counts growth anew: a server that is often started again would never rewrite its file, and fill the disk.
+        rewritten = {"auto-aof-rewrite-min-size": "32mb", "auto-aof-rewrite-percentage": "1"}
+        self.server = RedisServer(self.folder, options={"appendfsync": "always", **rewritten, **reached})
+
+
+class PostgresBacking(ServerBacking):
+    """What it has answered is on its disk."""
+
+    name = "postgres"
+    server: PostgresServer
+
+    def __init__(self, folder: Path, *, small_disk: bool = False, host: str = "") -> None:
+        super().__init__(folder, small_disk=small_disk, host=host)
+        reached = {"listen_addresses": f"127.0.0.1,{host}"} if host else {}
+        # The log alone must not fill the disk.
+        self.server = PostgresServer(options={"max_wal_size": "32MB", **reached})
+        self.disk = self.server.folder
 
 
 @contextlib.contextmanager

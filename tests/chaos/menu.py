@@ -19,14 +19,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
+from backings import RedisBacking, ServerBacking, SqliteBacking
 from chaos_clock import Steps
 from world import World
 
+from tenure.testing.postgres import PostgresServer
 from tenure.testing.processes import NodeProcess, limited
 from tenure.testing.proxy import Proxy, Way
+from tenure.testing.servers import RedisServer
 
 HOUR_S = 3600.0
 SPARE_MIB = 24
@@ -233,7 +235,7 @@ for _name, (_says, _) in _LINKS.items():
 
 @fault("store-killed", "store", "kill -9 of the server, and a start from its file", hold=(0.0, 1.2), stores=NETWORKED)
 async def store_killed(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    server: Any = one.backing.server  # type: ignore[attr-defined]
+    server = _server(one)
     await asyncio.to_thread(server.kill)
     try:
         yield
@@ -243,7 +245,7 @@ async def store_killed(one: World, node: NodeProcess, hold_s: float) -> AsyncIte
 
 @fault("store-restarted", "store", "the server ends in good order, and starts", hold=(0.0, 0.5), stores=NETWORKED)
 async def store_restarted(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    server: Any = one.backing.server  # type: ignore[attr-defined]
+    server = _server(one)
     await asyncio.to_thread(server.stop)
     try:
         yield
@@ -253,7 +255,7 @@ async def store_restarted(one: World, node: NodeProcess, hold_s: float) -> Async
 
 @fault("store-frozen", "store", "SIGSTOP of the server: connected, and silent", hold=(0.1, 1.3), stores=NETWORKED)
 async def store_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    server: Any = one.backing.server  # type: ignore[attr-defined]
+    server = _server(one)
     server.freeze()
     try:
         yield
@@ -263,7 +265,7 @@ async def store_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIte
 
 @fault("store-full", "store", "maxmemory is reached: every write is refused", hold=(0.2, 1.3), stores=("redis",))
 async def store_full(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    server: Any = one.backing.server  # type: ignore[attr-defined]
+    server = _redis(one)
     await asyncio.to_thread(server.told, "CONFIG", "SET", "maxmemory", 1)
     try:
         yield
@@ -295,7 +297,7 @@ async def disk_full(one: World, node: NodeProcess, hold_s: float) -> AsyncIterat
     stores=("redis",),
 )
 async def disk_full_unsynced(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    server: Any = one.backing.server  # type: ignore[attr-defined]
+    server = _redis(one)
     await asyncio.to_thread(server.told, "CONFIG", "SET", "appendfsync", "everysec")
     async with _full(one):
         yield
@@ -314,7 +316,8 @@ time.sleep(600)
 
 @fault("writer-frozen", "store", "SIGSTOP inside of a transaction: writes wait", hold=(0.2, 2.0), stores=("sqlite",))
 async def writer_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIterator[None]:
-    file = str(one.backing.file)  # type: ignore[attr-defined]
+    assert isinstance(one.backing, SqliteBacking), "offered there only"
+    file = str(one.backing.file)
     with subprocess.Popen([sys.executable, "-c", LOCKED, file], stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None
@@ -326,6 +329,16 @@ async def writer_frozen(one: World, node: NodeProcess, hold_s: float) -> AsyncIt
 
 
 # --- how ------------------------------------------------------------------------------------------------------------
+
+
+def _server(one: World) -> RedisServer | PostgresServer:
+    assert isinstance(one.backing, ServerBacking), "offered there only"
+    return one.backing.server
+
+
+def _redis(one: World) -> RedisServer:
+    assert isinstance(one.backing, RedisBacking), "offered there only"
+    return one.backing.server
 
 
 @asynccontextmanager

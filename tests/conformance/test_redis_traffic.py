@@ -412,9 +412,9 @@ async def test_a_duplicate_evalsha_changes_nothing(server: RedisServer, stage: S
     assert [server.told(*command) for _ in range(2)] == 2 * [[b"deleted", b"3"]]
 
 
-async def test_a_connection_brings_the_scripts_that_the_server_lacks_and_no_other(server: RedisServer, stage: Stage):
+@pytest.mark.usefixtures("stage")  # somebody was here before
+async def test_a_connection_brings_the_scripts_that_the_server_lacks_and_no_other(server: RedisServer):
     """Before 7.0 each one that is sent goes to the append-only file and to the replicas: 180 KB for each connection."""
-    assert stage is not None, "somebody was here before"
 
     async def opened() -> tuple[int, list[int]]:
         before = int(server.info("persistence")["aof_current_size"])

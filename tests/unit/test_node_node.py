@@ -283,14 +283,13 @@ async def test_a_command_that_the_store_does_not_answer_is_an_error_after_a_few_
     assert node.rig.count("submit_all") == 4
 
 
-@pytest.mark.parametrize("away_s", [10.0, 300.0])
 @in_virtual_time
-async def test_after_an_outage_a_node_serves_again_at_once_however_long_it_was(cluster: Cluster, away_s: float):
-    """Shorter than the ttl or longer: what backs off while a store is away may not sleep long when it is there again."""
+async def test_after_an_outage_a_node_serves_again_at_once_however_long_it_was(cluster: Cluster):
+    """What backs off while a store is away may not sleep long when it is there again."""
     a = await cluster.add(ttl_s=15)
     await a.start()
     a.rig.down = a.beats.down = True
-    await asyncio.sleep(away_s)
+    await asyncio.sleep(300)
     a.rig.heal()
     a.beats.heal()
     back = asyncio.get_running_loop().time()

@@ -1,5 +1,6 @@
 """The long cable, between two sockets in place of two devices."""
 
+import contextlib
 import os
 import select
 import socket
@@ -14,21 +15,26 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def ends() -> Iterator[dict[str, socket.socket]]:
-    """What the two networks hold; the wire has the other halves."""
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, socket.socket]]:
+    """What the two networks hold; a wire gets the other halves."""
     pairs = {name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in ("inner", "outer")}
     for _, far in pairs.values():
         far.setblocking(False)
-    made = {name: far for name, (_, far) in pairs.items()}
-    yield {name: near for name, (near, _) in pairs.items()} | {f"far {name}": far for name, far in made.items()}
+
+    def device(_: Wire, name: str, undo: contextlib.ExitStack) -> int:
+        descriptor = os.dup(pairs[name][1].fileno())
+        undo.callback(os.close, descriptor)
+        return descriptor
+
+    monkeypatch.setattr(Wire, "_device", device)
+    yield {name: near for name, (near, _) in pairs.items()}
     for pair in pairs.values():
         for end in pair:
             end.close()
 
 
 @pytest.fixture
-def wire(ends: dict[str, socket.socket], monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    monkeypatch.setattr(Wire, "_device", lambda _, name, undo: os.dup(ends[f"far {name}"].fileno()))
+def wire(ends: dict[str, socket.socket]) -> Iterator[Wire]:
     with Wire("inner", "outer") as one:
         yield one
 
@@ -81,8 +87,7 @@ def test_a_share_is_lost(wire: Wire, ends: dict[str, socket.socket]):
     assert 100 < wire.lost < 300
 
 
-def test_it_ends_with_packets_under_way(ends: dict[str, socket.socket], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Wire, "_device", lambda _, name, undo: os.dup(ends[f"far {name}"].fileno()))
+def test_it_ends_with_packets_under_way(ends: dict[str, socket.socket]):
     with Wire("inner", "outer") as one, one.late(60):
         ends["inner"].send(b"never")
         began = time.monotonic()

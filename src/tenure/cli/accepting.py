@@ -1,6 +1,6 @@
 """What the event loop says when no connection can be accepted, for want of descriptors or memory: once, and it tries again.
 
-CPython's loop (before 3.14) says it once for each place of the socket's queue: uvicorn's has 2,048, which made as many
+CPython's loop (3.12 and 3.13; later ones were not looked at) says it once for each place of the socket's queue: uvicorn's has 2,048, which made as many
 tracebacks, a megabyte of log, while everything else waited.
 """
 

@@ -499,7 +499,7 @@ class RequestFailed(Fact):
 @dataclass(frozen=True, slots=True)
 class ConnectionsUnaccepted(Fact):
     event, level = "http.unaccepted", ERROR
-    says = "no connection can be accepted: {error}; raise the limit of open files"
+    says = "no connection can be accepted: {error}; raise the limit of open files, or of memory"
     error: str
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Self, cast, final
 import psycopg
 
 from tenure.testing.processes import free_port
-from tenure.testing.servers import PATIENCE_S, ServerFailedError, revived, until
+from tenure.testing.servers import PATIENCE_S, ServerFailedError, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,7 +172,7 @@ class PostgresServer:
             _own(self.folder)
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         self._child = _start([self.binaries / "postgres", "-D", data, *options], self.log_file)
-        until(self._answers, f"PostgreSQL {self.version} on port {self.port} takes statements")
+        self.ready()
         return self
 
     def follow(self, primary: PostgresServer) -> None:
@@ -192,12 +192,12 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
 
-    def revive(self) -> None:
-        """Wait until it takes statements; start it again if it has ended by itself.
+    def ready(self) -> None:
+        """Wait until it takes statements.
 
-        :raises ServerFailedError: it does not, or not again.
+        :raises ServerFailedError: it has ended, or took too long.
         """
-        revived(self, self._answers)
+        until(self._answers, f"PostgreSQL {self.version} on port {self.port} takes statements")
 
     def stop(self) -> None:
         """Let it end in good order ("fast"): connections are cut, everything is on its disk."""
@@ -213,17 +213,12 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """``SIGSTOP`` to every process of it: connected, and silent."""
-        for pid in (self.pid, *self._children()):
+        for pid in self.pids:
             os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         for pid in (*self._children(), self.pid):
             os.kill(pid, signal.SIGCONT)
-
-    @property
-    def pids(self) -> list[int]:
-        """Its processes."""
-        return [self.pid, *self._children()]
 
     def _children(self) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
@@ -248,6 +243,11 @@ class PostgresServer:
     def pid(self) -> int:
         assert self._child is not None, "it was never started"
         return self._child.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes, the first one first."""
+        return [self.pid, *self._children()]
 
     @property
     def running(self) -> bool:

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 from hiredis import Reader, ReplyError
 
@@ -74,25 +74,6 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE
         if time.monotonic() > deadline:
             raise ServerFailedError(f"not within {patience_s:g} s: {what}")
         time.sleep(POLL_S)
-
-
-class Revivable(Protocol):
-    """A server that can have ended by itself."""
-
-    @property
-    def running(self) -> bool: ...
-
-    def start(self) -> Self: ...
-
-
-def revived(server: Revivable, answers: Callable[[], bool]) -> None:
-    """See that it takes commands; one that has ended, or ends while it is asked, is started again."""
-    try:
-        until(answers, "the server takes commands again")
-    except ServerFailedError:
-        if server.running:
-            raise
-        server.start()
 
 
 def _free_cluster_port() -> int:
@@ -163,7 +144,7 @@ class RedisServer:
                 start_new_session=True,
                 restore_signals=False,  # a limit on the size of files is an error, as a full disk is, and no SIGXFSZ
             )
-        until(self._answers, f"{self.binary.name} on port {self.port} takes commands")
+        self.ready()
         return self
 
     def _knows(self, setting: str) -> bool:
@@ -181,12 +162,12 @@ class RedisServer:
         except OSError:
             return False
 
-    def revive(self) -> None:
-        """Wait until it takes commands; start it again if it has ended by itself.
+    def ready(self) -> None:
+        """Wait until it takes commands.
 
-        :raises ServerFailedError: it does not, or not again.
+        :raises ServerFailedError: it has ended, or took too long.
         """
-        revived(self, self._answers)
+        until(self._answers, f"{self.binary.name} on port {self.port} takes commands")
 
     def stop(self) -> None:
         """Let it end in good order: what it has is on its disk."""
@@ -230,6 +211,11 @@ class RedisServer:
     def pid(self) -> int:
         assert self._child is not None, "it was never started"
         return self._child.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes that write its files."""
+        return [self.pid]
 
     @property
     def running(self) -> bool:

@@ -84,17 +84,13 @@ class Wire:
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def late(self, delay_s: float, *ways: Way) -> Generator[None]:
+    def late(self, delay_s: float, *ways: Way) -> contextlib.AbstractContextManager[None]:
         """While the block runs, each packet that goes these ways (both, if none is named) takes so long."""
-        with _changed(self.delay_s, dict.fromkeys(ways or Way, delay_s)):
-            yield
+        return _changed(self.delay_s, dict.fromkeys(ways or Way, delay_s))
 
-    @contextlib.contextmanager
-    def lossy(self, share: float, *ways: Way) -> Generator[None]:
+    def lossy(self, share: float, *ways: Way) -> contextlib.AbstractContextManager[None]:
         """While the block runs, this share of the packets that go these ways (both, if none is named) is lost."""
-        with _changed(self.loss, dict.fromkeys(ways or Way, share)):
-            yield
+        return _changed(self.loss, dict.fromkeys(ways or Way, share))
 
     # --- carrying ---------------------------------------------------------------------------------------------------
 
